@@ -1,0 +1,232 @@
+"""The little world: coloured shapes on a background, drawn from seeds, with captions in plain English.
+
+    python assets/world.py contact_sheet.png        # a picture of every dataset, to look at
+
+One world serves two ends. assets/train_tiny_clip.py draws endless captioned pictures from it and trains the tiny CLIP on
+them. The datasets below are its downstream tasks: other pictures, in styles that the pre-training never showed. Some
+colour-shape pairs (UNSEEN) never occur in pre-training, neither in a picture nor in a caption; the novel classes of the
+main dataset are made of them, so they are novel to the tiny CLIP itself.
+"""
+import sys
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+
+SIZE = 32                                                   # pixels
+SHAPES = ["circle", "square", "triangle", "star", "cross", "ring", "heart", "moon", "bolt", "leaf"]
+COLOURS = {"red": (.85, .15, .15), "yellow": (.95, .85, .2), "green": (.2, .65, .25), "cyan": (.3, .85, .9),
+           "blue": (.15, .3, .85), "purple": (.5, .2, .65), "pink": (.95, .55, .75), "brown": (.5, .3, .15)}
+PATTERNS = ["plain", "striped", "dotted", "checkered"]
+BACKGROUNDS = {"black": .07, "grey": .5, "white": .93}
+SIZES = ["small", "large"]
+ATTRIBUTES = [SHAPES, list(COLOURS), PATTERNS, list(BACKGROUNDS), SIZES]        # the columns of a spec, in this order
+SHAPE, COLOUR, PATTERN, BACKGROUND, SIZE_OF = range(5)
+
+# A quarter of the 80 pairs: each shape lacks two colours, each colour two or three shapes.
+UNSEEN = {(s, c) for s in range(len(SHAPES)) for c in range(len(COLOURS)) if (3 * s + c) % 4 == 0}
+
+
+# ------------------------------------------------------------------------------------------------------------- drawing
+
+def _polygon(p, corners):
+    """Signed distance (positive inside) of points p (..., 2) from a closed polygon of (x, y) corners."""
+    corners = torch.tensor(corners)
+    distance, inside = torch.full(p.shape[:-1], 9.0), torch.zeros(p.shape[:-1], dtype=torch.bool)
+    for a, b in zip(corners, corners.roll(-1, 0)):
+        along = (((p - a) @ (b - a)) / ((b - a) @ (b - a))).clamp(0, 1)
+        distance = torch.minimum(distance, (p - a - along[..., None] * (b - a)).norm(dim=-1))
+        crosses = (a[1] > p[..., 1]) != (b[1] > p[..., 1])
+        inside ^= crosses & (p[..., 0] < (b[0] - a[0]) * (p[..., 1] - a[1]) / (b[1] - a[1] + 1e-9) + a[0])
+    return torch.where(inside, distance, -distance)
+
+
+def _turns(radii, start=torch.pi / 2):
+    angles = start + 2 * torch.pi * torch.arange(len(radii)) / len(radii)
+    return [(float(r * torch.cos(a)), float(r * torch.sin(a))) for r, a in zip(radii, angles)]
+
+
+def _disc(p, x, y, r):
+    return r - (p - torch.tensor([x, y])).norm(dim=-1)
+
+
+def _inside(shape, p):
+    """How far inside the shape the points p (..., 2) lie; the shape fills about the unit disc, y points up."""
+    if shape == "circle":
+        return _disc(p, 0, 0, .85)
+    if shape == "ring":
+        return .2 - (p.norm(dim=-1) - .72).abs()
+    if shape == "moon":
+        return torch.minimum(_disc(p, 0, 0, .95), -_disc(p, .45, .15, .75))
+    if shape == "leaf":
+        return torch.minimum(_disc(p, .68, 0, 1.15), _disc(p, -.68, 0, 1.15))
+    if shape == "heart":
+        lobes = torch.maximum(_disc(p, .42, .33, .48), _disc(p, -.42, .33, .48))
+        return torch.maximum(lobes, _polygon(p, [(-.8, .1), (-.42, .33), (0, .5), (.42, .33), (.8, .1), (0, -.9)]))
+    return _polygon(p, {"square": _turns([1.0] * 4, torch.pi / 4),
+                        "triangle": _turns([1.05] * 3),
+                        "star": _turns([1.05, .42] * 5),
+                        "cross": [(-.27, -.95), (.27, -.95), (.27, -.27), (.95, -.27), (.95, .27), (.27, .27), (.27, .95),
+                                  (-.27, .95), (-.27, .27), (-.95, .27), (-.95, -.27), (-.27, -.27)],
+                        "bolt": [(.25, 1.0), (-.6, -.1), (-.05, -.1), (-.3, -1.0), (.6, .15), (.05, .15)]}[shape])
+
+
+def draw_pictures(specs, generator, sketch=False, max_turn=20):
+    """specs (N, 5) attribute indices -> pictures (N, 3, 32, 32) in [0, 1]; pose, shade and light come from `generator`.
+
+    sketch draws the outline only; max_turn is the largest rotation in degrees.
+    """
+    n = len(specs)
+    uniform = lambda low, high, *shape: low + (high - low) * torch.rand(n, *shape, generator=generator)
+    axis = (torch.arange(SIZE) + .5 - SIZE / 2)
+    pixels = torch.stack([axis.expand(SIZE, SIZE), -axis[:, None].expand(SIZE, SIZE)], dim=-1)     # (32, 32, 2), y up
+    radius = torch.where(specs[:, SIZE_OF] == 0, uniform(6.5, 8.5), uniform(10.5, 13))[:, None, None, None]
+    turn = uniform(-max_turn, max_turn) * torch.pi / 180
+    rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], dim=-1).view(n, 1, 2, 2)
+    shift = uniform(-1, 1, 1, 1, 2) * (SIZE / 2 - 1.0 - radius).clamp(min=1)
+    p = ((pixels - shift) @ rotation) / radius                                                      # (n, 32, 32, 2)
+    depth = torch.empty(n, SIZE, SIZE)
+    for s, shape in enumerate(SHAPES):
+        depth[specs[:, SHAPE] == s] = _inside(shape, p[specs[:, SHAPE] == s])
+    depth = depth * radius[..., 0]                                                                  # in pixels
+    cover = (depth + .5).clamp(0, 1)
+    if sketch:
+        cover = cover * (1.8 - depth).clamp(0, 1)
+
+    phase = uniform(0, 2 * torch.pi, 1, 1, 2)
+    wave = torch.sin(p * radius * (2 * torch.pi / 6.5) + phase)                                     # a period of 6.5 px
+    second = torch.stack([torch.zeros_like(depth), wave[..., 1] * 2, (wave.sum(dim=-1) - .6) * 1.5,
+                          wave.prod(dim=-1) * 4])                                                   # one a pattern
+    second = second[specs[:, PATTERN], torch.arange(n)]
+    blend = torch.where(specs[:, PATTERN, None, None] == 0, 0.0, (second + .5).clamp(0, 1))[:, None]
+
+    colour = torch.tensor(list(COLOURS.values()))[specs[:, COLOUR]] + uniform(-.07, .07, 3)
+    light = torch.where(colour.mean(dim=1, keepdim=True) > .5, colour * .4, .45 * colour + .55)    # the pattern's colour
+    figure = colour[..., None, None] * (1 - blend) + light[..., None, None] * blend
+    grey = torch.tensor(list(BACKGROUNDS.values()))[specs[:, BACKGROUND]][:, None, None, None] + uniform(-.06, .06, 3, 1, 1)
+    slope = (pixels @ uniform(-1, 1, 2, 1)[:, None]).squeeze(-1)[:, None] / SIZE                    # light from one side
+    picture = grey + (figure - grey) * cover[:, None]
+    return (picture + .12 * slope + .02 * torch.randn(n, 3, SIZE, SIZE, generator=generator)).clamp(0, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------- captions
+
+def caption(spec, mentioned):
+    """spec (5,) and which attributes to mention -> "a photo of a small red striped star on black." and the like."""
+    shape, colour, pattern, background, size = (values[i] for values, i in zip(ATTRIBUTES, spec))
+    words = [word for word, said in ((size, mentioned[SIZE_OF]), (colour, mentioned[COLOUR]),
+                                     (pattern, mentioned[PATTERN])) if said]
+    words.append(shape if mentioned[SHAPE] else "shape")
+    return " ".join(words) + (f" on {background}" if mentioned[BACKGROUND] else "")
+
+
+def random_specs(n, generator):
+    """n specs, uniform over the world but for the UNSEEN pairs."""
+    specs = torch.stack([torch.randint(len(a), (4 * n,), generator=generator) for a in ATTRIBUTES], dim=1)
+    unseen = torch.zeros(len(SHAPES), len(COLOURS), dtype=torch.bool)
+    unseen[tuple(torch.tensor(sorted(UNSEEN)).T)] = True
+    return specs[~unseen[specs[:, SHAPE], specs[:, COLOUR]]][:n]
+
+
+# ------------------------------------------------------------------------------------------------------------- datasets
+
+def _pairs(unseen):
+    """Colour-shape pairs for half of the main dataset: 12, spread over all shapes and colours."""
+    pairs = sorted((s, c) for s in range(len(SHAPES)) for c in range(len(COLOURS)) if ((s, c) in UNSEEN) == unseen)
+    return [pairs[i * len(pairs) // 12] for i in range(12)]
+
+
+def _as_specs(classes, n, generator):
+    """n specs for each class, given as {attribute column: value}; what a class leaves open is drawn at random."""
+    specs = torch.stack([torch.randint(len(a), (len(classes) * n,), generator=generator) for a in ATTRIBUTES], dim=1)
+    for i, fixed in enumerate(classes):
+        for column, value in fixed.items():
+            specs[i * n:(i + 1) * n, column] = value
+    return specs
+
+
+def _classes(label_space):
+    """-> class names and, for each, the attributes that it fixes."""
+    if label_space == "pairs":
+        pairs = _pairs(unseen=False) + _pairs(unseen=True)              # base, then novel
+        return [f"{list(COLOURS)[c]} {SHAPES[s]}" for s, c in pairs], [{SHAPE: s, COLOUR: c} for s, c in pairs]
+    if label_space == "shapes":
+        return SHAPES, [{SHAPE: s} for s in range(len(SHAPES))]
+    if label_space == "colours":
+        return [f"{c} shape" for c in COLOURS], [{COLOUR: c} for c in range(len(COLOURS))]
+    named = [(s, p) for p in range(len(PATTERNS)) for s in range(len(SHAPES)) if (s + p) % 2 == 0 and p]
+    return [f"{PATTERNS[p]} {SHAPES[s]}" for s, p in named], [{SHAPE: s, PATTERN: p} for s, p in named]
+
+
+# name: (label space, style, what it is). The styles are in _restyle; "plain" pictures are those of the pre-training.
+DATASETS = {
+    "world": ("pairs", "poster", "24 coloured shapes in a poster style: 12 base classes, 12 novel"),
+    "world_shapes": ("shapes", "poster", "10 shapes in any colour, poster style"),
+    "world_colours": ("colours", "poster", "8 colours of any shape, poster style"),
+    "world_patterns": ("patterns", "poster", "15 patterned shapes, poster style"),
+    "world_sketch": ("pairs", "sketch", "the 24 classes as outlines"),
+    "world_noise": ("pairs", "noise", "the 24 classes under noise"),
+    "world_blur": ("pairs", "blur", "the 24 classes out of focus"),
+    "world_rotated": ("pairs", "rotated", "the 24 classes turned by up to 180 degrees"),
+}
+POSTER = .5             # strength of the poster style, from 0 (none) to 1
+
+
+def _restyle(pictures, style, generator):
+    n = len(pictures)
+    if style == "poster":               # inks run into each other, the print is coarse, the paper shows through
+        inks = torch.tensor([[.45, .55, .0], [.0, .45, .55], [.55, .0, .45]])
+        mixed = torch.einsum("ij,njhw->nihw", (1 - POSTER) * torch.eye(3) + POSTER * inks, pictures)
+        paper = F.interpolate(torch.randn(n, 1, 8, 8, generator=generator), SIZE, mode="bilinear")
+        return mixed + .25 * POSTER * paper + .1 * POSTER * torch.randn(n, 3, SIZE, SIZE, generator=generator)
+    if style == "noise":
+        return pictures + .25 * torch.randn(n, 3, SIZE, SIZE, generator=generator)
+    if style == "blur":
+        return F.avg_pool2d(F.pad(pictures, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+    return pictures
+
+
+@lru_cache(maxsize=None)
+def draw(name):
+    """A dataset -> (class names, {"train", "val", "test": [(picture name, label)]}, {picture name: PIL image}).
+
+    Always the same pictures: the seed comes from the dataset's name. 32 training and 50 test pictures a class.
+    """
+    label_space, style, _ = DATASETS[name]
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    names, fixed = _classes(label_space)
+    splits, images = {"val": []}, {}
+    for part, n in (("train", 32), ("test", 50)):
+        specs = _as_specs(fixed, n, generator)
+        pictures = draw_pictures(specs, generator, sketch=style == "sketch", max_turn=180 if style == "rotated" else 20)
+        pixels = (255 * _restyle(pictures, style, generator).clamp(0, 1)).byte().permute(0, 2, 3, 1).numpy()
+        splits[part] = [(f"{part}/{names[i // n]}/{i % n:02d}.png", i // n) for i in range(len(specs))]
+        images |= {picture: Image.fromarray(array) for (picture, _), array in zip(splits[part], pixels)}
+    return list(names), splits, images
+
+
+def contact_sheet(path):
+    """A test picture of every class of every dataset, with names, as one image file."""
+    wide, scale, text = 12, 2, 24
+    cell = SIZE * scale
+    sheet = Image.new("RGB", (wide * cell, len(DATASETS) * (2 * (cell + 12) + text)), "white")
+    pen = ImageDraw.Draw(sheet)
+    y = 0
+    for name, (_, _, words) in DATASETS.items():
+        classnames, splits, images = draw(name)
+        pen.text((4, y + 6), f"{name}: {words}", fill="black")
+        y += text
+        first = [next(n for n, label in splits["test"] if label == k) for k in range(len(classnames))]
+        for start in range(0, len(first), wide):
+            for x, k in enumerate(range(start, min(start + wide, len(first)))):
+                sheet.paste(images[first[k]].resize((cell, cell), Image.NEAREST), (x * cell, y))
+                pen.text((x * cell, y + cell), classnames[k][:12], fill="black", font_size=9)
+            y += cell + 12
+    sheet.crop((0, 0, sheet.width, y)).save(path)
+
+
+if __name__ == "__main__":
+    contact_sheet(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("contact_sheet.png"))

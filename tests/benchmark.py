@@ -1,0 +1,162 @@
+"""Measures the fast form against the textbook form (tests/textbook.py) on this machine, in one run, and prints ratios.
+
+    python tests/benchmark.py                   # the table of the README; the textbook needs minutes and 18 GB
+    python tests/benchmark.py --skip-large      # without the rows of 500 and more classes
+
+ViT-B/16 with random weights, class names of one to three words. Every measurement is a process of its own, so that its
+peak memory is that of the whole process. The textbook runs in float32; the fast form in the precision of the column. A
+step is forward, Eq. (7), backward and SGD; an evaluation goes over 200 images in batches of 100, for which the textbook
+encodes the texts anew with each batch (CoCoOp: 8 images, one by one), as the originals do.
+"""
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import clip_model  # noqa: E402
+import evaluate  # noqa: E402
+import losses  # noqa: E402
+import prompts  # noqa: E402
+import textbook  # noqa: E402
+
+SIZES = dict(resolution=224, patch_size=16, vision_width=768, vision_layers=12, text_width=512, text_layers=12,
+             vocab_size=49408, embed_dim=512)                       # ViT-B/16
+WORDS = ("river bridge garden kettle lantern ladder mirror pencil pillow rocket saddle tunnel violin window anchor basket "
+         "candle castle engine feather hammer island jacket magnet needle orange parrot ribbon shovel teapot").split()
+CASES = [                                                           # method, classes, batch, also without the textbook
+    ("step", "maple", 5, 4), ("step", "maple", 50, 4), ("step", "cocoop", 50, 1), ("step", "cocoop", 50, 4),
+    ("step", "coop", 50, 32), ("evaluation", "cocoop", 50, 8), ("step", "maple", 500, 4),
+    ("evaluation", "maple", 500, 200), ("step", "maple", 1000, 4), ("step", "cocoop", 500, 1)]
+FAST_ONLY = CASES[-2:]                                              # the textbook form does not fit a laptop there
+
+
+def class_names(K):
+    return [" ".join(WORDS[(i * 7 + 11 * j + i // 30) % 30] for j in range(1 + i % 3)) for i in range(K)]
+
+
+def random_clip(device, dtype):
+    """ViT-B/16 with small random weights, made in `dtype` at once, so that no float32 copy counts as memory."""
+    with torch.device("meta"):
+        shapes = clip_model.CLIP(**SIZES).state_dict()
+    state = {name: (torch.randn(t.shape, device=device) * .02).to(dtype) for name, t in shapes.items()}
+    for name in state:
+        if "ln_" in name and name.endswith("weight"):
+            state[name] = torch.ones_like(state[name])
+    state["logit_scale"] = torch.tensor(4.6052, device=device)
+    return clip_model.build(state)
+
+
+def measure(kind, method, K, batch, form, dtype, device):
+    """One measurement -> {"seconds", "megabytes"}; runs in its own process."""
+    torch.manual_seed(0)
+    clip = random_clip(device, getattr(torch, dtype))
+    n_ctx = {"maple": 2, "cocoop": 4, "coop": 16}[method]
+    learner = prompts.build(method, clip, class_names(K), n_ctx=n_ctx, ctx_init=None if method == "coop" else "a photo of a")
+    images, y = torch.randn(batch, 3, 224, 224, device=device), torch.arange(batch, device=device) % K
+    forward = learner if form == "fast" else lambda images: textbook.forward(learner, images)
+    optimizer = torch.optim.SGD(prompts.trainable(learner).values(), lr=1e-3, momentum=.9)
+
+    def step():
+        logits, z, g = forward(images)
+        loss, _ = losses.npt_loss(logits, z, g, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def evaluation():
+        size = 1 if method == "cocoop" else 100
+        if form == "fast":
+            z, labels = evaluate.image_features(learner, [(x, torch.zeros(len(x), dtype=torch.long))
+                                                          for x in images.split(100)])
+            evaluate.measure(learner, z, labels)
+        else:
+            for x in images.split(size):
+                forward(x)
+
+    def timed(job):
+        start = time.perf_counter()
+        job()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    job = step if kind == "step" else evaluation
+    first = timed(job)                                              # warm-up
+    seconds = [timed(job) for _ in range(1 if first > 20 else 3 if first > 3 else 7)]
+    peak = torch.cuda.max_memory_allocated() / 2 ** 20 if device == "cuda" else (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10))
+    return {"seconds": statistics.median(seconds), "megabytes": peak}
+
+
+def in_own_process(*case):
+    answer = subprocess.run([sys.executable, __file__, "--one", json.dumps(case)], capture_output=True, text=True)
+    if answer.returncode:
+        raise SystemExit(f"{case}: {answer.stderr.strip().splitlines()[-1]}")
+    return json.loads(answer.stdout)
+
+
+def matrix_rate(dtype, device):
+    """Operations a second of one matrix product of the towers' size, the ceiling for any form."""
+    a, b = (torch.randn(n, 768, device=device).to(dtype) for n in (800, 3072))
+    times = []
+    for _ in range(30):
+        start = time.perf_counter()
+        a @ b.T
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * 800 * 768 * 3072 / statistics.median(times)
+
+
+def floor_operations(kind, method, K, batch):
+    """Operations in the linear layers that no exact form can leave out: image tokens, and each name token once."""
+    nodes = len({tuple(ids[:n + 1]) for name in class_names(K)
+                 for ids in [[0] * 7 + clip_model.prompt_ids(name + ".")[1:]] for n in range(len(ids))})
+    text = nodes * 12 * 12 * 512 ** 2 * 2 * (batch if method == "cocoop" else 1)
+    image = batch * 197 * 12 * 12 * 768 ** 2 * 2
+    if kind == "evaluation":
+        return text + image
+    return 2 * text + (2 if method == "maple" else 1) * image       # backward: gradients of activations, not of weights
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    p.add_argument("--skip-large", action="store_true", help="leave out 500 and more classes")
+    p.add_argument("--one", help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.one:
+        print(json.dumps(measure(*json.loads(args.one))))
+        return
+    rates = {dtype: matrix_rate(getattr(torch, dtype), args.device) for dtype in args.precisions}
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; matrix products: "
+          + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items()))
+    head = ["textbook s", "MB"] + [f"{d} {w}" for d in args.precisions for w in ("s", "MB", "time x", "memory x", "floor s")]
+    rows = [("", *head)]
+    for case in CASES:
+        kind, method, K, batch = case
+        if K >= 500 and args.skip_large:
+            continue
+        slow = None if case in FAST_ONLY else in_own_process(*case, "textbook", "float32", args.device)
+        row = [f"{kind}, {method}, {K} classes, {batch} images", *([slow["seconds"], slow["megabytes"]] if slow else "--")]
+        for dtype in args.precisions:
+            fast = in_own_process(*case, "fast", dtype, args.device)
+            row += [fast["seconds"], fast["megabytes"], *(
+                [slow["seconds"] / fast["seconds"], slow["megabytes"] / fast["megabytes"]] if slow else "--"),
+                floor_operations(kind, method, K, batch) / rates[dtype]]
+        rows.append(row)
+        print(evaluate.table([rows[0], row]), flush=True)
+    print("\n" + evaluate.table(rows))
+
+
+if __name__ == "__main__":
+    main()

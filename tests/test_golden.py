@@ -1,0 +1,61 @@
+"""The project against the original implementations of CLIP's tokenizer, CoOp, CoCoOp and MaPLe.
+
+tests/golden/*.json hold what those compute in float32 on a CPU, from weights and images that an integer hash makes
+(conftest.hash_tensor). No line of the originals is needed to check against them.
+"""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import fill_learned, hash_state, hash_uniform
+
+import clip_model
+import prompts
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_tokenizer_gives_the_ids_of_clips_own():
+    tokenizer = clip_model.Tokenizer()
+    for case in json.loads((GOLDEN / "tokenizer.json").read_text()):
+        assert tokenizer.encode(case["text"]) == case["ids"], case["text"]
+
+
+@pytest.mark.parametrize("file", ["coop_small.json", "cocoop_small.json", "maple_small.json"])
+def test_learner_equals_the_original(file):
+    case = json.loads((GOLDEN / file).read_text())
+    arch, offset = case["arch"], case["offset"]
+    clip = clip_model.build(hash_state(offset=offset, **arch))
+    learner = prompts.build(case["method"], clip, case["classnames"], n_ctx=case["n_ctx"], ctx_init=case["ctx_init"],
+                            prompt_depth=case["prompt_depth"], class_specific=case["class_specific"])
+    learned = prompts.trainable(learner)
+    assert {name: list(p.shape) for name, p in learned.items()} == case["trainable"]
+    for name, ids in zip(case["classnames"], case["token_ids"]):
+        assert clip_model.prompt_ids(learner.prompt(name)) == ids
+    fill_learned(learner, offset)
+    images = (4 * hash_uniform((case["batch"], 3, arch["res"], arch["res"]), offset + 9000)).float()
+    labels = torch.tensor(case["labels"])
+
+    logits, z, g = learner(images)
+    torch.testing.assert_close(z, torch.tensor(case["image_features"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(g.flatten(0, -2), torch.tensor(case["text_features"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits, torch.tensor(case["logits"]), atol=1e-3, rtol=0)
+
+    loss = F.cross_entropy(logits, labels)
+    assert loss.item() == pytest.approx(case["loss"], abs=1e-3)
+    loss.backward()
+    for name, golden in case["grads"].items():
+        grad = learned[name].grad
+        assert grad.norm().item() == pytest.approx(golden["norm"], rel=2e-3), name
+        head = torch.tensor(golden["head"])
+        torch.testing.assert_close(grad.flatten()[:16], head, atol=2e-3 * head.abs().max().item(), rtol=0)
+
+    sgd = case["after_sgd"]
+    optimizer = torch.optim.SGD(learned.values(), lr=sgd["lr"], momentum=sgd["momentum"], weight_decay=sgd["weight_decay"])
+    for _ in range(sgd["steps"]):
+        optimizer.zero_grad()
+        F.cross_entropy(learner(images)[0], labels).backward()
+        optimizer.step()
+    torch.testing.assert_close(learner(images)[0], torch.tensor(sgd["logits"]), atol=2e-2, rtol=0)
