@@ -67,7 +67,7 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), written as silu(1.702 x) / 1.702: the same number, but autograd keeps one tensor, not two."""
 
     def forward(self, x):
-        return F.silu(1.702 * x) / 1.702
+        return F.silu(1.702 * x).div_(1.702)
 
 
 class Block(nn.Module):

@@ -112,7 +112,8 @@ def class_folders(folder, prefix="", skip=(), notes=None):
     From CoOp, but sorted: its listings come in directory order, so its draws differ between machines.
     """
     classes, stray = {}, []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    one_spelling = lambda name: unicodedata.normalize("NFC", name)      # accents are stored in two ways, by system
+    for entry in sorted(os.scandir(folder), key=lambda entry: one_spelling(entry.name)):
         if entry.name.startswith(".") or entry.name in skip:
             continue
         if not entry.is_dir():
@@ -123,7 +124,7 @@ def class_folders(folder, prefix="", skip=(), notes=None):
         stray += [f"{entry.name}/{name}" for name in files if not name.lower().endswith(ENDINGS)]
         if not names:
             raise ValueError(f"{entry.path}: class folder without a picture ({' '.join(ENDINGS)}); fill or remove it")
-        classes.setdefault(unicodedata.normalize("NFC", entry.name), []).extend(names)   # accents: two spellings, one
+        classes.setdefault(one_spelling(entry.name), []).extend(names)
     if not classes:
         raise ValueError(f"{folder}: expected one sub-folder for each class, found {len(stray)} loose files; "
                          "move the pictures into class folders (for ImageNet's val/: val/<wnid>/)")
@@ -136,33 +137,33 @@ def items_of(classes):
     return [(name, key) for key, names in classes.items() for name in names]
 
 
-def read_folders(row, pictures, find, notes):
+def read_folders(row, pictures, need, notes):
     """Caltech101, Food101, DTD, EuroSAT: class folders, no division."""
     classes = class_folders(pictures, skip=row.skip, notes=notes)
     return list(classes), {"all": items_of(classes)}
 
 
-def read_imagenet(row, pictures, find, notes):
+def read_imagenet(row, pictures, need, notes):
     """Class folders under train/ and val/; the published val is the test list."""
     for part in ("train", "val"):
         if not (pictures / part).is_dir():
-            raise FileNotFoundError(f"{pictures / part}: folder not found; imagenet needs train/<wnid>/ and val/<wnid>/")
+            raise FileNotFoundError(f"{pictures / part}: folder not found; expected train/<wnid>/ and val/<wnid>/")
     train, val = (class_folders(pictures / part, part + "/", notes=notes) for part in ("train", "val"))
     return list(train), {"train": items_of(train), "val": items_of(val), "test": items_of(val)}
 
 
-def read_variant(row, pictures, find, notes):
+def read_variant(row, pictures, need, notes):
     """Class folders, one list that serves as both train and test; ImageNetV2's folders are label numbers."""
-    classes = class_folders(pictures, notes=notes)
+    classes = class_folders(pictures, skip=row.skip, notes=notes)
     ids = sorted(classes, key=int) if all(key.isdecimal() for key in classes) else list(classes)
     return ids, {"train": items_of(classes), "val": [], "test": items_of(classes)}
 
 
-def read_pets(row, pictures, find, notes):
+def read_pets(row, pictures, need, notes):
     """annotations/trainval.txt and test.txt: `Abyssinian_100 1 1 1`, the second column is the label from 1."""
     parts, numbers = {}, {}
     for part in ("trainval", "test"):
-        path = find(f"annotations/{part}.txt")
+        path = need(f"annotations/{part}.txt")
         rows = [line.split() for line in read_lines(path) if not line.startswith("#")]
         for columns in rows:
             if len(columns) < 2 or not columns[1].isdecimal():
@@ -172,30 +173,30 @@ def read_pets(row, pictures, find, notes):
     return sorted(numbers, key=numbers.get), parts
 
 
-def read_sun(row, pictures, find, notes):
+def read_sun(row, pictures, need, notes):
     """ClassName.txt and partition 01: `/a/abbey/sun_xxx.jpg`, the class is the folder."""
-    parts = {part: [(line.lstrip("/"), line.lstrip("/").rpartition("/")[0]) for line in read_lines(find(name))]
+    parts = {part: [(line.lstrip("/"), line.lstrip("/").rpartition("/")[0]) for line in read_lines(need(name))]
              for part, name in (("trainval", "Training_01.txt"), ("test", "Testing_01.txt"))}
-    return [line.lstrip("/") for line in read_lines(find("ClassName.txt"))], parts
+    return [line.lstrip("/") for line in read_lines(need("ClassName.txt"))], parts
 
 
-def read_ucf(row, pictures, find, notes):
+def read_ucf(row, pictures, need, notes):
     """classInd.txt (`1 ApplyEyeMakeup`) and split 01 (`ApplyEyeMakeup/v_xxx.avi 1`); one frame of each clip is used."""
     parts = {}
     for part, name in (("trainval", "trainlist01.txt"), ("test", "testlist01.txt")):
-        clips = [line.split()[0].partition("/") for line in read_lines(find(f"ucfTrainTestlist/{name}"))]
+        clips = [line.split()[0].partition("/") for line in read_lines(need(f"ucfTrainTestlist/{name}"))]
         parts[part] = [(f"{camel_to_words(action)}/{clip.removesuffix('.avi')}.jpg", action)
                        for action, _, clip in clips]
-    return [line.split()[-1] for line in read_lines(find("ucfTrainTestlist/classInd.txt"))], parts
+    return [line.split()[-1] for line in read_lines(need("ucfTrainTestlist/classInd.txt"))], parts
 
 
-def read_aircraft(row, pictures, find, notes):
+def read_aircraft(row, pictures, need, notes):
     """variants.txt and the official lists: `0034309 707-320`; nothing is left to divide."""
     parts = {}
     for part in ("train", "val", "test"):
-        pairs = [line.partition(" ") for line in read_lines(find(f"images_variant_{part}.txt"))]
+        pairs = [line.partition(" ") for line in read_lines(need(f"images_variant_{part}.txt"))]
         parts[part] = [(number + ".jpg", variant) for number, _, variant in pairs]
-    return read_lines(find("variants.txt")), parts
+    return read_lines(need("variants.txt")), parts
 
 
 # The table: from CoOp, datasets/*.py and DATASETS.md ------------------------------------------------------------------
@@ -226,7 +227,7 @@ class Row:
     drive: str = ""                 # its Google Drive id, from CoOp's DATASETS.md
     first: str = ""                 # its first training picture: CoOp also saves private splits under this name
     rename: object = str            # class id -> class name
-    skip: tuple = ()                # folders that are no classes
+    skip: tuple = ()                # what lies among the class folders and is none
     fetch: str = ""                 # the torchvision class that downloads it
     wordnet: bool = False           # ImageNet family: classes are WordNet ids
     base_novel: bool = True
@@ -252,16 +253,16 @@ ROWS = {
                           "102flowers.tgz from robots.ox.ac.uk/~vgg/data/flowers/102", None,
                           "a photo of a {}, a type of flower.", "split_zhou_OxfordFlowers.json",
                           "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT", "image_00190.jpg", fetch="Flowers102"),
-    "food101": Row(101, (("food-101", "images"),), "food-101.tar.gz from data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
+    "food101": Row(101, (("food-101", "images"),), "food-101.tar.gz from data.vision.ee.ethz.ch/cvl",
                    read_folders, "a photo of {}, a type of food.", "split_zhou_Food101.json",
                    "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl", fetch="Food101"),
     "fgvc_aircraft": Row(100, (("fgvc_aircraft", "images"), ("fgvc-aircraft-2013b/data", "images")),
                          "fgvc-aircraft-2013b.tar.gz (its data/ folder) from robots.ox.ac.uk/~vgg/data/fgvc-aircraft",
                          read_aircraft, "a photo of a {}, a type of aircraft.", fetch="FGVCAircraft"),
     "sun397": Row(397, (("sun397", "SUN397"), ("", "SUN397")),
-                  "SUN397.tar.gz and Partitions.zip from vision.princeton.edu/projects/2010/SUN (reported gone)", read_sun,
-                  split="split_zhou_SUN397.json", drive="1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq", rename=sun_name,
-                  fetch="SUN397"),
+                  "SUN397.tar.gz and Partitions.zip from vision.princeton.edu/projects/2010/SUN (reported gone)",
+                  read_sun, split="split_zhou_SUN397.json", drive="1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq",
+                  rename=sun_name, fetch="SUN397"),
     "dtd": Row(47, (("dtd", "images"), ("dtd/dtd", "images")),
                "dtd-r1.0.1.tar.gz from robots.ox.ac.uk/~vgg/data/dtd", read_folders, "{} texture.",
                "split_zhou_DescribableTextures.json", "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x",
@@ -282,9 +283,10 @@ ROWS = {
                            read_variant, wordnet=True, base_novel=False),
     "imagenet_a": Row(200, (("imagenet-adversarial", "imagenet-a"),),
                       "imagenet-a.tar, see github.com/hendrycks/natural-adv-examples",
-                      read_variant, wordnet=True, base_novel=False),
+                      read_variant, skip=("README.txt",), wordnet=True, base_novel=False),
     "imagenet_r": Row(200, (("imagenet-rendition", "imagenet-r"),),
-                      "imagenet-r.tar, see github.com/hendrycks/imagenet-r", read_variant, wordnet=True, base_novel=False),
+                      "imagenet-r.tar, see github.com/hendrycks/imagenet-r",
+                      read_variant, skip=("README.txt",), wordnet=True, base_novel=False),
 }
 ALL = list(ROWS)[:11]               # Table 1; the other four are the targets of Table 4
 NAMES = [*world.DATASETS, *ROWS]
@@ -321,6 +323,8 @@ def read_split(path):
                 raise ValueError(f"{here}: label {label} was {names[label]!r} before; a label has one name")
             seen[picture] = f"{part}[{i}]"
             items.append((picture, label))
+    if not parts["train"]:
+        raise ValueError(f"{path}: the list train is empty")
     present = {label for _, label in parts["train"]}
     for part, items in parts.items():
         for i, (_, label) in enumerate(items):
@@ -358,7 +362,7 @@ def divide(parts, seed):
             divided["train"] += items[n_val:]
             continue
         if n < 2:
-            raise ValueError(f"{items[0][0]} is the only picture of its class: one to train on and one to test on needed")
+            raise ValueError(f"{items[0][0]} is the only picture of its class; expected one to train, one to test on")
         n_train = round(0.5 * n)
         n_val = min(n_val, n - n_train - 1)     # Open point: CoOp stops where a class of 3 leaves nothing to test on
         divided["train"] += items[:n_train]
@@ -368,13 +372,12 @@ def divide(parts, seed):
 
 
 def save_split(path, classnames, parts):
-    """In CoOp's form, under our own name, never half a file; on a read-only disk the split is just made again."""
+    """In CoOp's form, under our own name, never half a file. On a read-only disk it is just made again next time."""
     content = {part: [[name, label, classnames[label]] for name, label in items] for part, items in parts.items()}
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-            json.dump(content, part, indent=4)
-        os.chmod(part.name, 0o644)
-        os.replace(part.name, path)
+        scratch.write_text(json.dumps(content, indent=4), encoding="utf-8")
+        os.replace(scratch, path)
 
 
 # Loading --------------------------------------------------------------------------------------------------------------
@@ -386,6 +389,7 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     classnames  for a folder: a file with a line `folder<TAB>name` for each class, or names in sorted order of folders
     fetch       download the pictures where they are absent and torchvision can
     """
+    name = str(name)
     if name in NAMES and classnames:
         raise ValueError(f"class names from a file are for a folder of one's own; {name} has its own names")
     if name in world.DATASETS:
@@ -406,46 +410,43 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
 def load_row(name, root, seed, fetch):
     row, notes = ROWS[name], []
     folders = [root / folder for folder, _ in row.places]
-
-    def find(file, *more):
-        for folder in (*folders, pictures, *more):
-            if (folder / file).is_file():
-                return folder / file
-        if more:
-            return None
-        raise FileNotFoundError(how_to_get(name, root, f"{file} not found"))
-
-    pictures = picture_folder(row, root)
-    if fetch and row.fetch and not pictures.is_dir():
+    official = first_file(row.split, [*folders, root])
+    if row.reader is None and not official:                 # before anything large is fetched in vain
+        raise FileNotFoundError(how_to_get(name, root, f"{row.split} not found; no split can be made without it"))
+    if fetch and row.fetch and not picture_folder(row, root).is_dir():
         download(name, root)
-        pictures = picture_folder(row, root)
-    official = find(row.split, root) if row.split else None
-    made = find(f"split_made_here_seed{seed}.json", folders[0]) if row.split else None
-    if row.split and not official:
-        notes.append(f"no {row.split} in {folders[0]}: results are not comparable with the papers'; "
-                     f"it is on Google Drive, id {row.drive}")
-    class_ids = None
+    pictures = picture_folder(row, root)
+
+    def need(file):
+        found = first_file(file, [*folders, pictures])
+        if not found:
+            raise FileNotFoundError(how_to_get(name, root, f"{file} not found"))
+        return found
+
+    own_name = f"split_made_here_{name}_seed{seed}.json"
+    made = first_file(own_name, folders) if row.split else None
+    split, class_ids = "the lists and folders as published", None
+    if row.split:
+        split = f"CoOp's {row.split}" if official else f"made here: {own_name} (not CoOp's)"
     if official or made:
         classnames, parts, other = read_split(official or made)
-        split = f"CoOp's {row.split}" if official else f"made here: {made.name} (not CoOp's)"
         if other:
             notes.append(f"{(official or made).name}: keys {', '.join(other)} ignored")
         if official and row.first and parts["train"][0][0] != row.first:
             split += f" (begins with {parts['train'][0][0]}, the published file with {row.first}: a private split?)"
     elif not pictures.is_dir():
         raise FileNotFoundError(how_to_get(name, root, f"{pictures} not found"))
-    elif row.reader is None:
-        raise FileNotFoundError(how_to_get(name, root, f"{row.split} not found, and this dataset can't be split without"))
     else:
-        ids, parts = row.reader(row, pictures, find, notes)
+        ids, parts = row.reader(row, pictures, need, notes)
         parts = divide(with_labels(parts, ids, pictures), seed)
         classnames = [row.rename(key) for key in ids]
-        split = "the lists and folders as published"
         if row.wordnet:
-            class_ids, classnames = imagenet_names(ids, find("classnames.txt", folders[0]), notes)
+            class_ids, classnames = imagenet_names(ids, first_file("classnames.txt", folders), notes)
         if row.split:
-            save_split(folders[0] / f"split_made_here_seed{seed}.json", classnames, parts) if folders[0].is_dir() else None
-            split = f"made here: split_made_here_seed{seed}.json (not CoOp's)"
+            save_split(next(folder for folder in folders if folder.is_dir()) / own_name, classnames, parts)
+    if row.split and not official:
+        notes.append(f"no {row.split} in {folders[0]}: results are not comparable with the papers'; "
+                     f"it is on Google Drive, id {row.drive}")
     if len(classnames) != row.classes:
         notes.append(f"{row.classes} classes in the papers, {len(classnames)} here")
     return check(Dataset(name, classnames, row.template, **parts, split=split, pictures=pictures, class_ids=class_ids,
@@ -480,8 +481,8 @@ def with_labels(parts, ids, where):
     for part, items in parts.items():
         for name, key in items:
             if key not in label_of:
-                raise ValueError(f"{where}: {part} has {name} of class {key!r}, which is none of the {len(ids)} classes "
-                                 f"of {'the class list' if 'trainval' in parts else 'train'}")
+                raise ValueError(f"{where}: {part} has {name} of class {key!r}, none of the {len(ids)} classes of "
+                                 f"{'the class list' if 'trainval' in parts else 'train'}")
     return {part: [(name, label_of[key]) for name, key in items] for part, items in parts.items()}
 
 
@@ -506,10 +507,10 @@ def imagenet_names(ids, path, notes):
     ours = dict(line.split(maxsplit=1) for line in read_lines(Path(__file__).parent / "assets" / "imagenet.tsv"))
     names = {}
     for line in read_lines(path) if path else []:
-        wnid, _, name = line.replace("\t", " ").partition(" ")
-        if not re.fullmatch(r"n\d{8}", wnid) or not name.strip() or wnid in names:
+        wnid, name, *_ = *line.split(maxsplit=1), ""
+        if not name or wnid in names:
             raise ValueError(f"{path}: expected a new WordNet id and a name in each line, got {line!r}")
-        names[wnid] = name.strip()
+        names[wnid] = name
     other = [wnid for wnid in names if names[wnid] != ours.get(wnid)]
     if other:
         notes.append(f"{path} departs from CLIP's names in {len(other)} lines, first {other[0]} {names[other[0]]!r}")
@@ -540,6 +541,10 @@ def names_from_file(path, ids):
     return [names[key] for key in ids]
 
 
+def first_file(name, folders):
+    return next((folder / name for folder in folders if name and (folder / name).is_file()), None)
+
+
 def picture_folder(row, root):
     """The first layout that is there; where none is, CoOp's.
 
@@ -556,7 +561,8 @@ def how_to_get(name, root, problem):
     row = ROWS[name]
     folder, pictures = row.places[0]
     split = f", and {row.split} (Google Drive id {row.drive}) into {root / folder}" if row.split else ""
-    return f"{name}: {problem}; get {row.source}, so that {root / folder / pictures} holds the pictures{split}"
+    hint = f" (python data.py {name} --fetch downloads it)" if row.fetch and "fetch" not in problem else ""
+    return f"{name}: {problem}; get {row.source}{hint}, so that {root / folder / pictures} holds the pictures{split}"
 
 
 def download(name, root):
@@ -677,13 +683,12 @@ def check_pictures(dataset, items, decode=True):
 
     decode=False only asks whether the files are there: enough for the large test list of a published dataset.
     """
-    problems = [f"{dataset.path(name)}: picture not found" for name in missing(dataset, items)]
-    if decode and not problems:
-        for name in dict.fromkeys(name for name, _ in items):
-            try:
-                dataset.open(name)
-            except ValueError as problem:
-                problems.append(str(problem))
+    problems = []
+    for name in dict.fromkeys(name for name, _ in items) if decode else missing(dataset, items):
+        try:
+            dataset.open(name)
+        except (ValueError, FileNotFoundError) as problem:
+            problems.append(str(problem))
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"{dataset.name}: {len(problems)} of {len(items)} pictures can't be used: "
@@ -720,8 +725,8 @@ def report(facts, dataset):
     print("images    " + ", ".join(f"{key} {facts[key]}" for key in ("train", "val", "test", "missing")))
     for note in facts["notes"]:
         print(f"note      {note}")
-    print(f"drawn     {sum(counts)} training images: {facts['shots']} shots, seed {facts['seed']}, tau {facts['tau']:g}; "
-          f"n_k from {max(counts)} to {min(counts)}; first " + ", ".join(facts["first"]))
+    print(f"drawn     {sum(counts)} training images: {facts['shots']} shots, seed {facts['seed']}, "
+          f"tau {facts['tau']:g}, n_k from {max(counts)} to {min(counts)}\n          first {', '.join(facts['first'])}")
     print(f"draw      sha256 {facts['draw_sha256']}\n")
     groups = [by_label([label for _, label in items]) for items in (dataset.train, dataset.test)]
     print("label  half   drawn  train   test  class")
@@ -748,9 +753,8 @@ def main(argv=None):
         if not args.name:
             for name in NAMES:
                 row = ROWS.get(name)
-                how = (f"fetched by torchvision.datasets.{row.fetch}" if row.fetch else f"by hand: {row.source}"
-                       ) if row else "embedded"
-                print(f"{name:16} {row.classes if row else '':>5}  {how}")
+                how = f"fetched by torchvision.datasets.{row.fetch}" if row and row.fetch else row and row.source
+                print(f"{name:16} {row.classes if row else '':>5}  {how or world.DATASETS[name][-1]}")
             return 0
         dataset = load(args.name, args.data_root, seed=args.seed, classnames=args.classnames, fetch=args.fetch)
         facts = describe(dataset, args.shots, args.seed, args.tau, args.base_novel or dataset.base_novel)

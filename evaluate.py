@@ -38,6 +38,8 @@ MANY, FEW = 8, 2                # Open point: many-shot classes have at least 8 
 
 def pictures(dataset, items, clip, batch_size=100):
     """Loader over (images (B, 3, res, res), labels (B,)) in order, test transform."""
+    if not items:
+        raise ValueError(f"{dataset.name}: none of the classes to evaluate has a test picture")
     view = data.transform(clip.visual.resolution, train=False)
     return loader(data.Pictures(dataset, items, view), clip, batch_size=batch_size)
 
@@ -110,15 +112,31 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
     try:
         run = torch.load(folder / "prompts.pt", map_location="cpu", weights_only=True)
         settings, learned = run["settings"], run["learned"]
-        classnames = classnames or settings["trained_classes"]
+        classnames, backbone = classnames or settings["trained_classes"], settings["backbone"]
     except Exception as error:
         raise ValueError(f"{folder / 'prompts.pt'}: not a run's learned tensors ({type(error).__name__}); train again"
                          ) from error
-    clip = clip_model.load(settings["backbone"], device, dtype)
+    clip = clip_model.load(backbone, device, dtype)
     learner = prompts.build(settings["method"], clip, classnames, n_ctx=settings["n_ctx"],
                             ctx_init=settings["ctx_init"], prompt_depth=settings["prompt_depth"])
     prompts.load_trainable(learner, learned)
     return learner, settings
+
+
+def load_dataset(folder, settings, data_root):
+    """The dataset of a run. ValueError where its classes changed or test pictures would be ones the run trained on."""
+    dataset = data.load(settings["dataset"], data_root, seed=settings["draw_seed"], classnames=settings["classnames_file"])
+    if dataset.classnames[:len(settings["trained_classes"])] != settings["trained_classes"]:
+        raise ValueError(f"{settings['dataset']} has other classes now than those that {folder} was trained on")
+    if (folder / "drawn.csv").is_file():                            # zero-shot CLIP has none
+        with open(folder / "drawn.csv", encoding="utf-8", newline="") as file:
+            drawn = {row[0] for row in csv.reader(file)}
+        seen = drawn & {name for name, _ in dataset.test}
+        if seen:
+            raise ValueError(f"{len(seen)} test pictures of {settings['dataset']} trained the prompts of {folder}, first "
+                             f"{min(seen)}: its pictures or its split changed since; now: {dataset.split}")
+    data.check_pictures(dataset, dataset.test, decode=False)
+    return dataset
 
 
 def write(path, text):
@@ -144,11 +162,11 @@ def table(rows):
 
 # ------------------------------------------------------------------------------------------------------------- the parts
 
-def evaluate_classes(learner, dataset, labels, counts, out):
+def evaluate_classes(learner, dataset, labels, trained, out):
     """Accuracy on the test images of some classes, with per-class, per-image and confusion files in the folder `out`.
 
-    labels  the classes, as labels of the dataset
-    counts  {class name: training images of the run}, for the groups many, medium and few
+    labels   the classes, as labels of the dataset
+    trained  training images of each of them in the run, for the groups many, medium and few
     """
     names = [dataset.classnames[k] for k in labels]
     items = data.select(dataset.test, labels)
@@ -158,7 +176,6 @@ def evaluate_classes(learner, dataset, labels, counts, out):
     y, (confidence, predicted) = y.cpu(), probabilities.max(dim=1)
     recall, n = recalls(y, predicted, len(labels))
 
-    trained = [counts.get(name, 0) for name in names]
     group = ["unseen" if c == 0 else "many" if c >= MANY else "few" if c <= FEW else "medium" for c in trained]
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "per_class.csv", [("class", "training_images", "group", "test_images", "recall"), *(
@@ -186,11 +203,12 @@ def base_to_novel(learner, settings, dataset, which, out):
     """Table 1 for one run -> {"base": ..., "novel": ..., "harmonic_mean"} or {"all": ...}."""
     K = len(dataset.classnames)
     halves = dict(zip(("base", "novel"), data.halves(K)))
-    wanted = {"base": ["base"], "novel": ["novel"], "all": ["all"], None: ["base", "novel"]}[which]
+    halves["all"] = halves["base"] + halves["novel"]
+    trained = settings["class_counts"] + [0] * (K - len(settings["class_counts"]))
     results = {}
-    for name in wanted:
-        labels = list(range(K)) if name == "all" else halves[name]
-        results[name] = evaluate_classes(learner, dataset, labels, settings["class_counts"], out / name)
+    for name in ("base", "novel") if which is None else (which,):
+        labels = halves[name]
+        results[name] = evaluate_classes(learner, dataset, labels, [trained[k] for k in labels], out / name)
     rows = [("", "classes", "images", "accuracy", "Delta_LCD", "Delta_MID")]
     rows += [(n, r["num_classes"], r["test_images"], r["accuracy"], f"{r['delta_lcd']:.4f}", f"{r['delta_mid']:.4f}")
              for n, r in results.items()]
@@ -205,15 +223,18 @@ def base_to_novel(learner, settings, dataset, which, out):
 
 def transfer(learner, settings, targets, data_root, out):
     """Tables 2 and 4: the run's prompts on other datasets, beside zero-shot CLIP with each dataset's template."""
+    datasets = {target: data.load(target, data_root) for target in targets}             # all there, before any work
+    counts = dict(zip(settings["trained_classes"], settings["class_counts"]))
     results = {}
-    for target in targets:
-        dataset = data.load(target, data_root)
+    for target, dataset in datasets.items():
         data.check_pictures(dataset, dataset.test, decode=False)
         everything = list(range(len(dataset.classnames)))
-        results[target] = evaluate_classes(learner, dataset, everything, settings["class_counts"], out / dataset.name)
+        trained = [counts.get(name, 0) for name in dataset.classnames]
+        results[target] = evaluate_classes(learner, dataset, everything, trained, out / dataset.name)
         plain = prompts.build("zeroshot", learner.clip, dataset.classnames, ctx_init=dataset.template)
         z, y = image_features(plain, pictures(dataset, dataset.test, learner.clip), show="zero-shot")
-        results[target] |= {"zeroshot": measure(plain, z, y)[0]["accuracy"], "split": dataset.split}
+        results[target] |= {"zeroshot": measure(plain, z, y)[0]["accuracy"], "split": dataset.split,
+                            "official_split": dataset.official_split}
     rows = [("target", "classes", "images", "zero-shot", settings["label"])]
     rows += [(n, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"]) for n, r in results.items()]
     mean = lambda key: sum(r[key] for r in results.values()) / len(results)
@@ -251,6 +272,8 @@ def draw_figure(learner, dataset, labels, path):
     import matplotlib.pyplot as plt
 
     names = [dataset.classnames[k] for k in labels]
+    if len(names) < 2:
+        raise ValueError("--figure shows angles between classes and needs at least two")
     learner.set_classes(names)
     z, y = image_features(learner, pictures(dataset, data.select(dataset.test, labels), learner.clip), show="test images")
     with torch.no_grad():
@@ -296,8 +319,9 @@ def pick_device(name):
     return torch.device(name)
 
 
-def add_machine_arguments(p):
-    p.add_argument("--data-root", default="data", help="folder that holds the datasets in CoOp's layout")
+def add_machine_arguments(p, data_root="data"):
+    p.add_argument("--data-root", default=data_root, help="folder that holds the datasets in CoOp's layout"
+                                                          + ("" if data_root else "; by default the run's"))
     p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     p.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32",
                    help="of the frozen CLIP; prompts, features and losses are float32 always")
@@ -315,36 +339,46 @@ def parse(argv):
     p.add_argument("--classnames", metavar="FILE", help="with --image: class names, one a line, also ones never trained")
     p.add_argument("--figure", type=Path, metavar="FILE", help="draw text and image features and their cosines instead")
     p.add_argument("--out", type=Path, help="folder for the CSV files; default: evaluation/ in the run's folder")
-    add_machine_arguments(p)
+    add_machine_arguments(p, data_root=None)
     return p.parse_args(argv)
 
 
 def run(args):
-    names = data.read_lines(Path(args.classnames)) if args.classnames else None
+    if args.classnames and not args.image:
+        raise ValueError("--classnames goes with --image; a dataset has its own class names")
+    if args.targets and args.task == "base-to-novel":
+        raise ValueError("--targets goes with --task cross-dataset or domain-generalization")
+    if args.task != "base-to-novel" and (args.classes or args.figure):
+        raise ValueError(f"--task {args.task} takes all classes of each target and draws no figure: leave out "
+                         "--classes and --figure")
+    # a line of the file may also be `folder<TAB>name`, as train.py takes it
+    names = [line.split("\t")[-1] for line in data.read_lines(Path(args.classnames))] if args.classnames else None
     if args.classnames and not names:
         raise ValueError(f"{args.classnames}: expected class names, one a line; it is empty")
-    learner, settings = load_run(args.run, pick_device(args.device), getattr(torch, args.precision), names)
-    out = args.out or Path(args.run) / "evaluation"
+    folder = Path(args.run)
+    learner, settings = load_run(folder, pick_device(args.device), getattr(torch, args.precision), names)
+    out, data_root = args.out or folder / "evaluation", args.data_root or settings["data_root"]
     if args.image:
         for path, answer in zip(args.image, classify(learner, args.image)):
             print(f"{path}: " + ", ".join(f"{name.replace('_', ' ')} {100 * p:.1f} %" for name, p in answer))
         return
     if args.task != "base-to-novel":
-        results = transfer(learner, settings, args.targets or TASKS[args.task], args.data_root, out)
+        results, facts = transfer(learner, settings, args.targets or TASKS[args.task], data_root, out), {}
     else:
-        dataset = data.load(settings["dataset"], args.data_root, seed=settings["draw_seed"])
-        data.check_pictures(dataset, dataset.test, decode=False)
-        which = args.classes or ("all" if settings["classes"] == "all" else None)
+        dataset = load_dataset(folder, settings, data_root)
+        base, novel = data.halves(len(dataset.classnames))
+        if args.classes == "novel" and (settings["classes"] == "all" or not novel):
+            raise ValueError(f"{folder} was trained on all classes of {dataset.name}: none is novel to it")
+        which = args.classes or ("all" if settings["classes"] == "all" else None if novel else "base")
         if args.figure:
-            base, novel = data.halves(len(dataset.classnames))
             labels = {"base": base, "novel": novel, "all": base + novel}[which or "base"]
             draw_figure(learner, dataset, labels, args.figure)
             print(f"drawn: {args.figure}")
             return
         results = base_to_novel(learner, settings, dataset, which, out)
-    out.mkdir(parents=True, exist_ok=True)
-    write(out / f"{args.task}.json", json.dumps({"run": str(args.run), "task": args.task, "label": settings["label"],
-                                                 "results": results}, indent=1))
+        facts = {"split": dataset.split, "official_split": dataset.official_split}
+    write(out / f"{args.task}.json", json.dumps({"run": str(folder), "task": args.task, "label": settings["label"],
+                                                 **facts, "results": results}, indent=1))
     print(f"per-class recall, predictions and confusion: {out}")
 
 

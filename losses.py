@@ -207,8 +207,8 @@ def lc_floor(K, d, E_W=1.0, reduction="mean"):
         sum:  (E_W K)^2 (1/d - 1/(K-1)) for K > d + 1, and 0 up to there, where a simplex ETF exists
 
     Beyond, Welch's bound says ||S||_F^2 >= (E_W K)^2 / d, and sum_{i != j} S_ij >= -E_W K holds for any vectors; put
-    both into Eq. (5), multiplied out. Exactly the tight frames that sum to zero get there (few K, d have none; K = 5,
-    d = 3 is one). For ImageNet's 1,000 classes and d = 512 the sum is 952 (a mean of 0.00095), which no prompt lowers.
+    both into Eq. (5), multiplied out. Exactly the tight frames that sum to zero get there; not every K and d has one
+    (5 and 3 do not). For ImageNet's 1,000 classes and d = 512 the sum stays at 952 or more, the mean at 0.00095.
     """
     _check_reduction("lc_floor", reduction)
     if K < 2 or d < 1:

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import random
 import shutil
 import sys
 import time
@@ -95,6 +96,11 @@ def resolve(args, dataset):
     defaults = DEFAULTS[args.method]
     if dataset.name == "imagenet" and args.classes == "all":
         defaults = defaults | TRANSFER.get(args.method, {})
+    if args.method in ("coop", "cocoop"):                           # the one that is given decides about the other
+        if args.ctx_init and args.n_ctx is None:
+            args.n_ctx = len(args.ctx_init.split(" "))
+        elif args.ctx_init is None and args.n_ctx not in (None, defaults["n_ctx"]):
+            args.ctx_init = ""
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -104,7 +110,7 @@ def resolve(args, dataset):
         args.ctx_init = dataset.template
     elif args.method != "maple" and args.ctx_init and len(args.ctx_init.split(" ")) != args.n_ctx:
         raise ValueError(f"{args.method} learns one token for each word of --ctx-init {args.ctx_init!r}, which is not "
-                         f"--n-ctx {args.n_ctx}; leave one of them out, or start at random with --ctx-init ''")
+                         f"--n-ctx {args.n_ctx}; leave one of them out")
     elif args.epochs < 1 or args.batch_size < 1:
         raise ValueError(f"expected --epochs and --batch-size of at least 1, got {args.epochs} and {args.batch_size}")
     for name in ("lr", "w1", "w2", "ew", "eh"):
@@ -157,16 +163,18 @@ def train(learner, dataset, items, args, log):
             writer.writerow((epoch, step, f"{rate:.6g}", *(f"{v:.6g}" for v in row)))
             for name, value in list(zip(names, row))[::-1]:         # the terms first, then their sum
                 if not math.isfinite(value):
-                    log.flush()
+                    bar.close()
                     raise ValueError(f"{name} became {value} at step {step}, epoch {epoch}: try a smaller --lr, or "
                                      "--precision bfloat16 or float32 in place of float16")
     bar.close()
+    if not all(p.isfinite().all() for p in prompts.trainable(learner).values()):
+        raise ValueError(f"the learned tokens are no longer finite after the last step, {step}: try a smaller --lr")
     learner.eval()
     return sum(row[1] for row in values) / len(values)
 
 
 def announce(learner, dataset, names, items, args):
-    """Say what is about to happen: prompts, images per class, imbalance, trainable tensors. -> {class name: n_k}."""
+    """Say what is about to happen: prompts, images per class, imbalance, trainable tensors. -> n_k of each class."""
     n = torch.bincount(torch.tensor([label for _, label in items]), minlength=len(names)).tolist()
     objective = "L_CLIP" + (f" + {args.w1:g} L_LC + {args.w2:g} L_MI ({args.reduction})" if args.npt else "")
     print(f"{args.method}{' + NPT' if args.npt else ''} on {dataset.name}: {len(names)} {args.classes} classes, "
@@ -176,12 +184,14 @@ def announce(learner, dataset, names, items, args):
         print(f"note      {note}")
     if args.method == "zeroshot":
         print(f"prompts   {learner.show_prompt(names[0])}  (nothing is trained)")
-        return dict(zip(names, [0] * len(names)))
+        return [0] * len(names)
     print("prompts   " + "  ".join(learner.show_prompt(name) for name in names[:3]) + ("  ..." if len(names) > 3 else ""))
     print(f"images    {sum(n)}: " + " ".join(map(str, n[:40])) + (" ..." if len(n) > 40 else "")
           + f"; min/max = {min(n) / max(n):.4g} where tau = {args.tau:g}")
     asked = data.class_counts(len(names), args.shots, args.tau)
-    short = [name for name, have, want in zip(names, n, asked) if have < want and not args.shuffle_classes]
+    if args.shuffle_classes:
+        random.Random(args.draw_seed).shuffle(asked)                # as data.training_items deals them out
+    short = [name for name, have, want in zip(names, n, asked) if have < want]
     if short:
         print(f"warning: {len(short)} classes have fewer images than asked for and give all they have: "
               + ", ".join(short[:5]))
@@ -194,31 +204,41 @@ def announce(learner, dataset, names, items, args):
     if args.w1 and K > d + 1:
         print(f"note      {K} classes in {d} dimensions: no simplex ETF exists; L_LC cannot fall below "
               f"{losses.lc_floor(K, d, args.ew, args.reduction):.4g}")
-    return dict(zip(names, n))
+    return n
 
 
-def run_folder(args):
+def run_folder(args, dataset):
+    """Where the run will stand when it is finished, and its .part folder, where it is until then."""
+    part = lambda path: path.with_name(path.name + ".part")
     if args.out:
-        if (args.out / "result.json").exists():
-            raise ValueError(f"{args.out} holds a finished run: choose another --out, or move it away")
-        return args.out
-    name = "-".join([Path(args.dataset).name, args.method, *(["npt"] if args.npt else []),
+        if not args.out.name or args.out.is_file() or args.out.is_dir() and any(args.out.iterdir()):
+            found = "a finished run" if (args.out / "result.json").exists() else "files"
+            raise ValueError(f"--out {args.out} must be a new or empty folder, it holds {found}: choose another")
+        shutil.rmtree(part(args.out), ignore_errors=True)           # of an interrupted run
+        return args.out, part(args.out)
+    name = "-".join([dataset.name, args.method, *(["npt"] if args.npt else []),
                      *([f"tau{args.tau:g}"] if args.method != "zeroshot" else []), f"seed{args.seed}"])
     path, number = Path("runs") / name, 1
-    while path.exists():
+    while path.exists() or part(path).exists():                     # the latter may be a run beside this one
         number += 1
         path = Path("runs") / f"{name}-{number}"
-    return path
+    return path, part(path)
+
+
+def full_path(name, known):
+    """So that a run can be evaluated from another working directory."""
+    return name if name is None or name in known else str(Path(name).expanduser().resolve())
 
 
 def run(args):
     """The whole job -> the contents of result.json."""
     started = time.time()
-    data.class_counts(2, args.shots, args.tau)                      # refuses a bad --tau or --shots before any loading
+    if args.shots < 1:
+        raise ValueError(f"--shots must be at least 1, got {args.shots}")
+    data.class_counts(2, args.shots, args.tau)                      # refuses a bad --tau before any loading
     dataset = data.load(args.dataset, args.data_root, classnames=args.classnames,
                         seed=args.seed if args.draw_seed is None else args.draw_seed)
     resolve(args, dataset)
-    out = run_folder(args)
     base, novel = data.halves(len(dataset.classnames))
     trained = base if args.classes == "base" else base + novel
     names = [dataset.classnames[k] for k in trained]
@@ -227,6 +247,9 @@ def run(args):
     if dataset.test_only and args.method != "zeroshot":
         raise ValueError(f"{dataset.name} is a test set: train on imagenet, then evaluate.py --task domain-generalization "
                          f"--targets {dataset.name}")
+    if args.w1 and len(trained) < 2:
+        raise ValueError("--npt needs at least two classes to train on: mu of Eq. (5) has no value at K = 1")
+    out, part_out = run_folder(args, dataset)
     data.check_pictures(dataset, items)
     data.check_pictures(dataset, dataset.test, decode=dataset.exif)
 
@@ -240,6 +263,7 @@ def run(args):
                             prompt_depth=args.prompt_depth)
     counts = announce(learner, dataset, names, items, args)
 
+    part_out.mkdir(parents=True)                                    # becomes `out` when all is done
     # Zero-shot CLIP first: it shows at once whether pictures, names and labels fit together
     parts = {"base": base, "novel": novel} if args.classes == "base" else {"all": trained}
     parts = {part: labels for part, labels in parts.items() if labels}
@@ -256,13 +280,12 @@ def run(args):
                   f"class names say what the pictures show? First prompts: "
                   + " ".join(plain.show_prompt(dataset.classnames[k]) for k in labels[:3]))
 
-    part_out = out.with_name(out.name + ".part")                    # becomes `out` when all is done
-    shutil.rmtree(part_out, ignore_errors=True)
-    part_out.mkdir(parents=True)
-    settings = {"method": args.method, "npt": args.npt, "backbone": args.backbone, "n_ctx": args.n_ctx,
-                "ctx_init": args.ctx_init or None, "prompt_depth": args.prompt_depth, "dataset": args.dataset,
-                "classes": args.classes, "trained_classes": names, "class_counts": counts, "seed": args.seed,
-                "draw_seed": args.draw_seed, "tau": args.tau, "label": args.method + (" + NPT" if args.npt else "")}
+    settings = {"method": args.method, "npt": args.npt, "backbone": full_path(args.backbone, [*clip_model.MODELS, "tiny"]),
+                "n_ctx": args.n_ctx, "ctx_init": args.ctx_init or None, "prompt_depth": args.prompt_depth,
+                "dataset": full_path(args.dataset, data.NAMES), "classnames_file": full_path(args.classnames, []),
+                "data_root": full_path(args.data_root, []), "classes": args.classes, "trained_classes": names,
+                "class_counts": counts, "seed": args.seed, "draw_seed": args.draw_seed, "tau": args.tau,
+                "label": args.method + (" + NPT" if args.npt else "")}
     if args.method != "zeroshot":
         evaluate.write_csv(part_out / "drawn.csv", [("picture", "class"), *((name, names[k]) for name, k in items)])
         with open(part_out / "log.csv", "w", encoding="utf-8") as log:
@@ -284,7 +307,7 @@ def run(args):
     result = {"dataset": dataset.name, "method": args.method, "npt": args.npt, "tau": args.tau, "seed": args.seed,
               "draw_seed": args.draw_seed, "backbone": str(args.backbone), "classes": args.classes,
               "w1": args.w1, "w2": args.w2, "reduction": args.reduction, "split": dataset.split,
-              "official_split": dataset.official_split, "class_counts": list(counts.values()),
+              "official_split": dataset.official_split, "class_counts": counts,
               **summary(tuned), "zeroshot": summary(zeroshot)}
     run_facts = {**vars(args), "settings": settings, "prompts": [learner.show_prompt(name) for name in names],
                  "test_transform": str(data.transform(clip.visual.resolution, train=False)),

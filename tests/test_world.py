@@ -1,0 +1,191 @@
+"""The little world, the tiny CLIP's training and the laboratory (assets/)."""
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import hash_state
+
+import clip_model
+import data
+import prompts
+from assets import laboratory, train_tiny_clip, world
+
+ASSETS = Path(world.__file__).parent
+
+
+# ------------------------------------------------------------------------------------------------------------- the world
+
+def test_unseen_pairs_are_never_drawn_for_pretraining():
+    specs = world.random_specs(5000, torch.Generator().manual_seed(0))
+    drawn = {(s, c) for s, c in specs[:, :2].tolist()}
+    assert not drawn & world.UNSEEN
+    assert len(drawn) == 80 - len(world.UNSEEN) == 60                   # and all others are
+
+
+def test_novel_classes_are_unseen_pairs_and_base_classes_are_not():
+    names, splits, pictures = world.draw("world")
+    pair = lambda name: (world.SHAPES.index(name.split()[1]), list(world.COLOURS).index(name.split()[0]))
+    base, novel = data.halves(len(names))
+    assert len(names) == len(set(names)) == 24
+    assert all(pair(names[k]) not in world.UNSEEN for k in base)
+    assert all(pair(names[k]) in world.UNSEEN for k in novel)
+    assert [len(splits[p]) for p in ("train", "val", "test")] == [24 * 32, 0, 24 * 50] and len(pictures) == 24 * 82
+    assert all(name.split("/")[1] == names[label] for part in splits.values() for name, label in part)
+
+
+@pytest.mark.parametrize("name", world.DATASETS)
+def test_every_dataset_loads_by_name(name):
+    dataset = data.load(name)
+    K = len(dataset.classnames)
+    assert K >= 8 and {label for _, label in dataset.test} == set(range(K))
+    assert dataset.open(dataset.test[0][0]).size == (32, 32)
+
+
+def test_pictures_come_from_seeds():
+    first = world.draw("world")[2]
+    world.draw.cache_clear()
+    second = world.draw("world")[2]
+    assert all(first[n].tobytes() == second[n].tobytes() for n in list(first)[:50])
+    other = world.draw("world_blur")
+    assert other[1]["test"] == world.draw("world")[1]["test"]           # the same classes, but not the same pictures
+    assert len({p.tobytes() for d in ("world_sketch", "world_blur", "world_rotated") for p in
+                list(world.draw(d)[2].values())[:5]}) == 15
+
+
+def test_signed_distance_of_a_square_by_hand():
+    square = [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]
+    p = torch.tensor([[0., 0], [.5, 0], [2, 0], [4, 5], [0, -1]])
+    torch.testing.assert_close(world._polygon(p, square), torch.tensor([1., .5, -1, -5, 0]))
+
+
+def test_shapes_by_points_one_knows():
+    centre = torch.zeros(2)
+    inside = {shape: bool(world._inside(shape, centre) > 0) for shape in world.SHAPES}
+    assert inside == {**dict.fromkeys(world.SHAPES, True), "ring": False, "moon": False}
+    assert world._inside("ring", torch.tensor([.72, 0])) > 0 and world._inside("moon", torch.tensor([-.7, 0])) > 0
+    assert world._inside("heart", torch.tensor([0., -.8])) > 0 > world._inside("heart", torch.tensor([0., .8]))
+
+
+def test_colour_and_background_stand_where_they_should():
+    specs = torch.tensor([[0, 4, 0, 0, 1]])                             # a large plain blue circle on black
+    picture = world.draw_pictures(specs, torch.Generator().manual_seed(0))[0]
+    inside = picture[:, 12:20, 12:20].mean(dim=(1, 2))
+    assert inside[2] > .7 and inside[0] < .35                           # blue
+    assert min(picture[:, y, x].mean() for y in (0, 31) for x in (0, 31)) < .2
+
+
+def test_captions_by_hand():
+    spec = [3, 0, 1, 0, 0]
+    assert world.caption(spec, [1, 1, 1, 1, 1]) == "small red striped star on black"
+    assert world.caption(spec, [1, 0, 0, 0, 0]) == "star"
+    assert world.caption(spec, [0, 0, 1, 0, 1]) == "small striped shape"
+
+
+# --------------------------------------------------------------------------------------------------------- the tiny CLIP
+
+def test_contrastive_loss_is_cross_entropy_over_true_captions(monkeypatch):
+    clip = clip_model.build(hash_state())
+    clip.logit_scale.data.fill_(1.0)
+    specs = torch.tensor([[0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [2, 0, 1, 1, 1]])
+    mentioned = torch.tensor([[1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 0, 0]]).bool()
+    # caption 0 "red circle" is true of picture 0; 1 "circle" of pictures 0 and 1; 2 "striped shape" of picture 2
+    true = [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    pictures, tokens = torch.randn(3, 3, 32, 32), clip_model.tokenize(["red circle", "circle", "striped shape"])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        z, g = F.normalize(clip.encode_image(pictures).float()), F.normalize(clip.encode_text(tokens).float())
+    s = [[math.e * float(a @ b) for b in g] for a in z]
+    total = 0
+    for i in range(3):
+        row, column = [s[i][j] for j in range(3)], [s[j][i] for j in range(3)]
+        for scores, hits in ((row, true[i]), (column, [true[j][i] for j in range(3)])):
+            log_sum = math.log(sum(map(math.exp, scores)))
+            total += sum(log_sum - v for v, hit in zip(scores, hits) if hit) / sum(hits) / 3 / 2
+    with torch.no_grad():
+        loss = train_tiny_clip.contrastive_loss(clip, pictures, tokens, specs, mentioned)
+    assert loss.item() == pytest.approx(total, abs=2e-3)
+
+
+def test_words_are_numbered_and_the_end_token_stays_highest():
+    tokens = clip_model.tokenize(["a photo of a small red striped star on black.", "this is a shape."])
+    numbered = train_tiny_clip.number_words(tokens)
+    ends = tokens.argmax(dim=1)
+    assert numbered.argmax(dim=1).tolist() == ends.tolist()
+    for row, new, end in zip(tokens, numbered, ends):
+        assert train_tiny_clip.WORDS[new[:end + 1]].tolist() == row[:end + 1].tolist()
+
+
+def test_tiny_clip_is_the_one_of_its_log_and_small():
+    log = (ASSETS / "tiny_clip.log").read_text()
+    assert clip_model.sha256(ASSETS / "tiny_clip.pt") in log
+    assert sum(p.stat().st_size for p in ASSETS.iterdir() if p.is_file()) < 5e6
+
+
+def test_tiny_clip_knows_its_world_but_not_perfectly():
+    dataset = data.load("world")
+    clip = clip_model.load("tiny")
+    for labels in data.halves(24):
+        learner = prompts.build("zeroshot", clip, [dataset.classnames[k] for k in labels])
+        items = data.select(dataset.test, labels)
+        pictures = data.Pictures(dataset, items, data.transform(32, train=False))
+        with torch.no_grad():
+            predicted = learner(torch.stack([x for x, _ in pictures]))[0].argmax(dim=1)
+        accuracy = (predicted == torch.tensor([y for _, y in items])).float().mean()
+        assert 3 / 12 < accuracy < .9
+
+
+# -------------------------------------------------------------------------------------------------------- the laboratory
+
+def test_a_run_of_the_laboratory(tmp_path):
+    words, numbers = laboratory.do_run(laboratory.command("maple", "0.01", 1, "0.3", "0.8"))
+    assert words == ("--method", "maple", "--tau", "0.01", "--seed", "1", "--npt", "--w1", "0.3", "--w2", "0.8")
+    b, n = numbers["base"], numbers["novel"]
+    assert numbers["harmonic_mean"] == pytest.approx(2 * b * n / (b + n), abs=1e-4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_run_is_planned_twice_and_criteria_know_no_npt():
+    runs = laboratory.all_runs(range(1, 3))
+    assert len(runs) == len(set(runs))
+    assert all("--npt" not in words for words in laboratory.criteria_runs(range(1, 3)))
+    planned = {(w, s) for s in (1, 2) for w in laboratory.TAUS}
+    for method in ("coop", "cocoop", "maple"):
+        for npt in (("0", "0"), ("0.3", "0.8")):
+            assert all(laboratory.command(method, tau, s, *npt) in runs for tau, s in planned)
+
+
+def test_interval_by_hand():
+    # differences 1, 2, 3: mean 2, sd 1, half width 4.303 / sqrt(3) = 2.484, which 0 is within
+    assert laboratory.difference([2, 4, 6], [1, 2, 3]) == "+2.0 ± 2.5"
+    assert laboratory.difference([11, 12.1, 13], [1, 2, 3]).endswith("*")
+    assert laboratory.spread([1, 2, 3]) == "2.0 ± 1.0"
+    assert laboratory.correlation([1, 2, 3], [2, 1, 0]) == pytest.approx(-1)
+
+
+def test_criteria_by_hand():
+    done = {("--method", "zeroshot"): {"base": 60.0, "novel": 76.0}}
+    done |= {laboratory.command("maple", tau, s): {"base": b + s} for s in (1, 2) for tau, b in (("1", 70), ("0.01", 66))}
+    verdicts = [line.split("  ")[0].strip() for line in laboratory.criteria(done, (1, 2)).splitlines()[1:]]
+    assert verdicts == ["met", "NOT MET", "met", "NOT MET"]             # novel 76 > 75; +11.5 points; a fall of 4
+
+
+def test_tables_have_the_form_of_the_readme():
+    """A row for each learner and tau, whatever the outcome; and the README shows what laboratory.csv says."""
+    seeds = (1, 2)
+    names = [*laboratory.MEASURES, "all", "zeroshot all", *laboratory.TARGETS,
+             *("zeroshot " + t for t in laboratory.TARGETS)]
+    done = {words: {name: float(torch.rand(())) for name in names} for words in laboratory.all_runs(seeds)}
+    text = laboratory.tables(done, seeds)
+    rows = [line for line in text.splitlines() if re.match(r"\| (1|0\.05|0\.01) \| (CoOp|CoCoOp|MaPLe)(\+NPT)? \|", line)]
+    assert len(rows) == 3 * 6 + 2                                       # the main table, and MaPLe's rows by learning rate
+    assert all(len(line.split(" | ")) == 9 for line in rows[:18])
+
+
+def test_readme_shows_what_the_laboratory_found():
+    shown = laboratory.README.read_text().split("<!-- laboratory -->\n")[1].split("<!-- /laboratory -->")[0]
+    seeds = laboratory.SEEDS
+    done = laboratory.read_results()
+    assert set(laboratory.all_runs(seeds)) <= set(done)
+    assert laboratory.tables(done, seeds) == shown
