@@ -337,7 +337,7 @@ def _read_state_dict(path):
         names = zipfile.ZipFile(path).namelist()                # both kinds of file are zip archives in current torch
         if any(n.endswith("/constants.pkl") for n in names):    # ... and this member is only in TorchScript's
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*torch.jit.load.*", category=DeprecationWarning)
+                warnings.filterwarnings("ignore", message=".*torch.jit.load.*")
                 return torch.jit.load(str(path), map_location="cpu").state_dict()
     except zipfile.BadZipFile:
         pass                                                    # perhaps torch's older format; torch.load decides

@@ -162,16 +162,17 @@ def table(rows):
 
 # ------------------------------------------------------------------------------------------------------------- the parts
 
-def evaluate_classes(learner, dataset, labels, trained, out):
+def evaluate_classes(learner, dataset, labels, trained, out, features=None):
     """Accuracy on the test images of some classes, with per-class, per-image and confusion files in the folder `out`.
 
     labels   the classes, as labels of the dataset
     trained  training images of each of them in the run, for the groups many, medium and few
+    features z, y of these test images where the caller holds them
     """
     names = [dataset.classnames[k] for k in labels]
     items = data.select(dataset.test, labels)
     learner.set_classes(names)
-    z, y = image_features(learner, pictures(dataset, items, learner.clip), show="test images")
+    z, y = features or image_features(learner, pictures(dataset, items, learner.clip), show="test images")
     result, probabilities = measure(learner, z, y)
     y, (confidence, predicted) = y.cpu(), probabilities.max(dim=1)
     recall, n = recalls(y, predicted, len(labels))
@@ -230,9 +231,10 @@ def transfer(learner, settings, targets, data_root, out):
         data.check_pictures(dataset, dataset.test, decode=False)
         everything = list(range(len(dataset.classnames)))
         trained = [counts.get(name, 0) for name in dataset.classnames]
-        results[target] = evaluate_classes(learner, dataset, everything, trained, out / dataset.name)
         plain = prompts.build("zeroshot", learner.clip, dataset.classnames, ctx_init=dataset.template)
         z, y = image_features(plain, pictures(dataset, dataset.test, learner.clip), show="zero-shot")
+        results[target] = evaluate_classes(learner, dataset, everything, trained, out / dataset.name,
+                                           (z, y) if learner.frozen_images else None)
         results[target] |= {"zeroshot": measure(plain, z, y)[0]["accuracy"], "split": dataset.split,
                             "official_split": dataset.official_split}
     rows = [("target", "classes", "images", "zero-shot", settings["label"])]
@@ -294,8 +296,8 @@ def draw_figure(learner, dataset, labels, path):
     left.set(title="text features (arrows) and image features (points)", xlabel="first principal direction of the texts",
              ylabel="second", aspect="equal")
     S = g @ g.T
-    shown = right.imshow(S, cmap="coolwarm", vmin=-1, vmax=1)
-    right.set(title=f"cosines of the text features; a simplex ETF has {-1 / max(K - 1, 1):.3f} off the diagonal")
+    shown = right.imshow(S.numpy(), cmap="coolwarm", vmin=-1, vmax=1)
+    right.set(title=f"cosines of the text features (simplex ETF: {-1 / max(K - 1, 1):.3f})")
     if K <= 30:
         right.set_xticks(range(K), [n.replace("_", " ") for n in names], rotation=90, fontsize=7)
         right.set_yticks(range(K), [n.replace("_", " ") for n in names], fontsize=7)
@@ -366,6 +368,7 @@ def run(args):
         results, facts = transfer(learner, settings, args.targets or TASKS[args.task], data_root, out), {}
     else:
         dataset = load_dataset(folder, settings, data_root)
+        print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
         base, novel = data.halves(len(dataset.classnames))
         if args.classes == "novel" and (settings["classes"] == "all" or not novel):
             raise ValueError(f"{folder} was trained on all classes of {dataset.name}: none is novel to it")

@@ -1,6 +1,6 @@
 """The little world: coloured shapes on a background, drawn from seeds, with captions in plain English.
 
-    python assets/world.py contact_sheet.png        # a picture of every dataset, to look at
+    python assets/world.py                  # draws world.png: a picture of every class, to look at
 
 One world serves two ends. assets/train_tiny_clip.py draws endless captioned pictures from it and trains the tiny CLIP on
 them. The datasets below are its downstream tasks: other pictures, in styles that the pre-training never showed. Some
@@ -229,4 +229,4 @@ def contact_sheet(path):
 
 
 if __name__ == "__main__":
-    contact_sheet(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("contact_sheet.png"))
+    contact_sheet(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("world.png"))

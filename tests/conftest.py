@@ -1,6 +1,7 @@
 """Makes the modules of the top level importable, and small CLIPs with weights from an integer hash."""
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,42 @@ def small_clip():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def openai_archive(state, path):
+    """Write a state dict as OpenAI publishes it: a TorchScript archive, float16, with three integers beside the weights."""
+    class Names(torch.nn.Module):
+        def forward(self, x: int):
+            return x
+
+    root = Names()
+    numbers = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
+    for name, value in {**state, **{n: torch.tensor(v) for n, v in numbers.items()}}.items():
+        *parents, leaf = name.split(".")
+        module = root
+        for part in parents:
+            if part not in module._modules:
+                module.add_module(part, Names())
+            module = module._modules[part]
+        module.register_buffer(leaf, value.half() if value.is_floating_point() else value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(root), str(path))
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    """Run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def colour_folder(root, classes, n, size=40):
+    """A folder with a sub-folder of n pictures for each class; each class has its own grey."""
+    from PIL import Image
+    for k, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            shade = 20 + 200 * k // len(classes)
+            Image.new("RGB", (size, size + i), (shade, i, 255 - shade)).save(root / name / f"{name}_{i + 1}.jpg")
+    return root
