@@ -14,6 +14,7 @@ give them; the prompt learners turn them into the unit vectors z and g of the pa
 import gzip
 import hashlib
 import html
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -29,7 +30,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-CONTEXT_LENGTH = 77
+CONTEXT_LENGTH, VOCABULARY = 77, 49408
 ASSETS = Path(__file__).parent / "assets"
 CACHE = Path("~/.cache/clip").expanduser()              # where OpenAI's own package puts its files
 URL = "https://openaipublic.azureedge.net/clip/models"
@@ -287,20 +288,24 @@ def build(state_dict):
         words = state.pop("token_embedding.words", None)        # assets/tiny_clip.pt has vectors for these ids only
         if words is not None:
             vectors = state["token_embedding.weight"]
-            state["token_embedding.weight"] = vectors.new_zeros(49408, vectors.shape[1]).index_copy(0, words, vectors)
-        conv, joint, table = (state[n] for n in ("visual.conv1.weight", "text_projection", "token_embedding.weight"))
-        sizes = dict(vision_width=conv.shape[0], patch_size=conv.shape[-1], text_width=joint.shape[0],
-                     embed_dim=joint.shape[1], vocab_size=table.shape[0])
-        side = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
-        if len(state["positional_embedding"]) != CONTEXT_LENGTH:
-            raise ValueError(f"the text positions must be {CONTEXT_LENGTH}, got {len(state['positional_embedding'])}")
+            table = vectors.new_zeros(VOCABULARY, vectors.shape[1])
+            state["token_embedding.weight"] = table.index_copy(0, words, vectors)
+        for name, rows in (("positional_embedding", CONTEXT_LENGTH), ("token_embedding.weight", VOCABULARY)):
+            if len(state[name]) != rows:                        # the tokenizer's
+                raise ValueError(f"{name} must have {rows} rows, got {len(state[name])}")
+        conv, joint = state["visual.conv1.weight"], state["text_projection"]
+        side = round(max(0, len(state["visual.positional_embedding"]) - 1) ** 0.5)
         count = lambda start: len({n[len(start):].split(".")[0] for n in state if n.startswith(start)})     # layers
+        sizes = dict(resolution=side * conv.shape[-1], patch_size=conv.shape[-1], vision_width=conv.shape[0],
+                     vision_layers=count("visual.transformer.resblocks."), text_width=joint.shape[0],
+                     text_layers=count("transformer.resblocks."), vocab_size=VOCABULARY, embed_dim=joint.shape[1])
+        if min(sizes.values()) < 1 or sizes["vision_width"] % 64 or sizes["text_width"] % 64:
+            raise ValueError(f"sizes must be at least 1 and widths multiples of 64 (heads = width / 64), got {sizes}")
         with torch.device("meta"):                              # no memory yet: the given tensors become the parameters
-            clip = CLIP(resolution=side * conv.shape[-1], vision_layers=count("visual.transformer.resblocks."),
-                        text_layers=count("transformer.resblocks."), **sizes)
+            clip = CLIP(**sizes)
         clip.load_state_dict(state, assign=True)
-    except (KeyError, AttributeError, IndexError, RuntimeError) as error:
-        reason = str(error).strip().replace("\n\t", " ").replace("\n", " ")
+    except (LookupError, AttributeError, TypeError, RuntimeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ValueError(f"not the state dict of a ViT CLIP under OpenAI's names: {reason[:200]}") from error
     return clip.eval()
 
@@ -334,22 +339,20 @@ def load(name_or_path, device="cpu", dtype=torch.float32):
 
 def _read_state_dict(path):
     try:
-        names = zipfile.ZipFile(path).namelist()                # both kinds of file are zip archives in current torch
-        if any(n.endswith("/constants.pkl") for n in names):    # ... and this member is only in TorchScript's
+        # both kinds of file are zip archives in current torch, but only TorchScript's has this member
+        names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+        if any(name.endswith("/constants.pkl") for name in names):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*torch.jit.load.*")
                 return torch.jit.load(str(path), map_location="cpu").state_dict()
-    except zipfile.BadZipFile:
-        pass                                                    # perhaps torch's older format; torch.load decides
-    except RuntimeError as error:
-        raise ValueError(f"unreadable TorchScript archive; download it again ({str(error).splitlines()[0]})") from error
-    try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:                                  # torch.load raises half a dozen types on a damaged file
+    except PermissionError:
+        raise
+    except Exception as error:                                  # a damaged file raises any of half a dozen types
         raise ValueError("not a weights file, or a truncated one; expected a TorchScript archive or a state dict saved "
                          "by torch.save; download it again") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+    if not (isinstance(state, dict) and all(isinstance(n, str) and torch.is_tensor(t) for n, t in state.items())):
         raise ValueError("holds no state dict (names and tensors); expected CLIP weights under OpenAI's names")
     return state
 
@@ -371,9 +374,10 @@ def download(checksum, file):
         have = part.stat().st_size if part.exists() else 0
         try:
             _fetch(url, part, have)
-        except (OSError, urllib.error.HTTPError) as error:      # URLError is an OSError, and so is a broken connection
-            raise FileNotFoundError(f"could not download {file} ({getattr(error, 'reason', error)}): run again with a "
-                                    f"network, or put the file from {url} into {CACHE}") from error
+        except (OSError, http.client.HTTPException) as error:   # URLError is an OSError, and so is a broken connection
+            reason = str(getattr(error, "reason", error)).strip()
+            raise FileNotFoundError(f"could not download {file} ({reason}): run again with a network, or put the file "
+                                    f"from {url} into {CACHE}") from error
         if sha256(part) != checksum:
             part.unlink()
             raise ValueError(f"{url} came with a wrong SHA-256 and was deleted; run again to download it anew")

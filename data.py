@@ -739,7 +739,7 @@ def report(facts, dataset):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Say what a run on a dataset would see. No picture is opened.",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("name", nargs="?", help="a dataset, a folder of pictures, or nothing for the list of datasets")
+    p.add_argument("name", nargs="?", help="a dataset, all (the eleven of Table 1), a folder of pictures, or nothing for the list")
     p.add_argument("--data-root", default="data", help="folder that holds the datasets in CoOp's layout")
     p.add_argument("--shots", type=int, default=16, help="images drawn for each class before tau thins them out")
     p.add_argument("--seed", type=int, default=1, help="seed of the few-shot draw and of a split made here")
@@ -756,12 +756,13 @@ def main(argv=None):
                 how = f"fetched by torchvision.datasets.{row.fetch}" if row and row.fetch else row and row.source
                 print(f"{name:16} {row.classes if row else '':>5}  {how or world.DATASETS[name][-1]}")
             return 0
-        dataset = load(args.name, args.data_root, seed=args.seed, classnames=args.classnames, fetch=args.fetch)
-        facts = describe(dataset, args.shots, args.seed, args.tau, args.base_novel or dataset.base_novel)
-        if args.json:
-            print(json.dumps(facts, indent=1))
-        else:
-            report(facts, dataset)
+        for name in ALL if args.name == "all" else [args.name]:
+            dataset = load(name, args.data_root, seed=args.seed, classnames=args.classnames, fetch=args.fetch)
+            facts = describe(dataset, args.shots, args.seed, args.tau, args.base_novel or dataset.base_novel)
+            if args.json:
+                print(json.dumps(facts, indent=1))
+            else:
+                report(facts, dataset)
     except (ValueError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

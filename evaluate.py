@@ -365,7 +365,8 @@ def run(args):
             print(f"{path}: " + ", ".join(f"{name.replace('_', ' ')} {100 * p:.1f} %" for name, p in answer))
         return
     if args.task != "base-to-novel":
-        results, facts = transfer(learner, settings, args.targets or TASKS[args.task], data_root, out), {}
+        targets = [t for name in args.targets or TASKS[args.task] for t in (data.ALL if name == "all" else [name])]
+        results, facts = transfer(learner, settings, targets, data_root, out), {}
     else:
         dataset = load_dataset(folder, settings, data_root)
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")

@@ -56,7 +56,8 @@ def parse(argv=None):
     loss.add_argument("--reduction", choices=["mean", "sum"], default="mean",
                       help="of Eqs. (5), (6): mean over pairs and images, or the printed sum")
     task = p.add_argument_group("training set, Sec. 5")
-    task.add_argument("--dataset", default="world", help=f"one of {', '.join(data.NAMES)}, or a folder of pictures")
+    task.add_argument("--dataset", default="world", help=f"one of {', '.join(data.NAMES)}, a folder of pictures, "
+                                                           "or all: the eleven of Table 1")
     task.add_argument("--tau", type=float, help="min n_k / max n_k; 1 is balanced, smaller is longer-tailed; default 1")
     task.add_argument("--shots", type=int, default=16, help="images of the largest class, max n_k")
     task.add_argument("--classes", choices=["base", "all"],
@@ -96,6 +97,7 @@ def resolve(args, dataset):
     defaults = DEFAULTS[args.method]
     if dataset.name == "imagenet" and args.classes == "all":
         defaults = defaults | TRANSFER.get(args.method, {})
+    args.ctx_init = args.ctx_init and " ".join(args.ctx_init.split())   # a double space would count as a word
     if args.method in ("coop", "cocoop"):                           # the one that is given decides about the other
         if args.ctx_init and args.n_ctx is None:
             args.n_ctx = len(args.ctx_init.split(" "))
@@ -351,9 +353,29 @@ def report(result, *labels):
     print(evaluate.table(rows))
 
 
+def run_all(args):
+    """The same job on the eleven datasets of Table 1, one after the other; what is finished in --out is not run again."""
+    for name in data.ALL:                                           # all there, before hours of work
+        data.load(name, args.data_root, seed=args.seed if args.draw_seed is None else args.draw_seed)
+    folder = args.out or Path("runs") / f"all-{args.method}{'-npt' if args.npt else ''}-tau{args.tau:g}-seed{args.seed}"
+    results = []
+    for name in data.ALL:
+        out = folder / name
+        if (out / "result.json").is_file():
+            print(f"{name}: finished before, in {out}")
+            results.append(json.loads((out / "result.json").read_text(encoding="utf-8")))
+        else:
+            results.append(run(argparse.Namespace(**{**vars(args), "dataset": name, "out": out})))
+    columns = [c for c in ("base", "novel", "harmonic_mean", "all") if results[0].get(c) is not None]
+    rows = [("", *columns)] + [(r["dataset"], *(r[c] for c in columns)) for r in results]
+    rows.append(("average", *(sum(r[c] for r in results) / len(results) for c in columns)))
+    print(f"\n{evaluate.table(rows)}\nsaved in {folder}")
+
+
 def main(argv=None):
     try:
-        run(parse(argv))
+        args = parse(argv)
+        (run_all if args.dataset == "all" else run)(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

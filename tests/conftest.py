@@ -88,14 +88,3 @@ def at(tmp_path, monkeypatch):
     """Run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def colour_folder(root, classes, n, size=40):
-    """A folder with a sub-folder of n pictures for each class; each class has its own grey."""
-    from PIL import Image
-    for k, name in enumerate(classes):
-        (root / name).mkdir(parents=True)
-        for i in range(n):
-            shade = 20 + 200 * k // len(classes)
-            Image.new("RGB", (size, size + i), (shade, i, 255 - shade)).save(root / name / f"{name}_{i + 1}.jpg")
-    return root

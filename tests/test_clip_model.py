@@ -1,6 +1,8 @@
 """Weights in: sizes from shapes, OpenAI's archive, plain state dicts, downloads. And the tokenizer's edges."""
+import gzip
 import hashlib
 import http.server
+import re
 import threading
 import warnings
 import zipfile
@@ -14,117 +16,232 @@ from conftest import hash_state, openai_archive
 import clip_model
 
 
-@pytest.mark.parametrize("sizes", [dict(), dict(res=42, patch=14, vl=2, vw=192, tl=1, tw=128, embed=96)])
+@pytest.fixture(scope="module")
+def weights():
+    return hash_state(vl=1, tl=1)
+
+
+@pytest.fixture
+def state(weights):
+    return dict(weights)
+
+
+def one_line(error):
+    return "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+# --------------------------------------------------------------------------------------------- sizes and what is a CLIP
+
+@pytest.mark.parametrize("sizes", [
+    dict(),                                                                 # 2 x 2 patches
+    dict(res=42, patch=14, vl=2, vw=192, tl=1, tw=128, embed=96),           # three heads and two, all sizes different
+    dict(res=96, patch=4, vl=1, vw=64, tl=2, embed=32),                     # 24 x 24 patches, as in ViT-L/14@336px
+    dict(res=32, patch=32, vl=1, tl=1)])                                    # one patch
 def test_sizes_come_from_the_shapes(sizes):
     state = hash_state(**sizes)
     clip = clip_model.build(state)
-    images, tokens = torch.randn(2, 3, clip.visual.resolution, clip.visual.resolution), clip_model.tokenize(["a cat", "x"])
-    assert clip.visual.resolution == sizes.get("res", 32)
-    torch.testing.assert_close(F.normalize(clip.encode_image(images)), textbook.image_tower(state, images), atol=1e-5, rtol=0)
+    res = sizes.get("res", 32)
+    assert clip.visual.resolution == res and not clip.training
+    images, tokens = torch.randn(2, 3, res, res), clip_model.tokenize(["a cat", "x"])
+    z, g = F.normalize(clip.encode_image(images)), F.normalize(clip.encode_text(tokens))
+    torch.testing.assert_close(z, textbook.image_tower(state, images), atol=1e-5, rtol=0)
     embedded = state["token_embedding.weight"][tokens]
-    torch.testing.assert_close(F.normalize(clip.encode_text(tokens)),
-                               textbook.text_tower(state, embedded, tokens.argmax(dim=1)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(g, textbook.text_tower(state, embedded, tokens.argmax(dim=1)), atol=1e-5, rtol=0)
+
+
+def test_every_tensor_is_needed(weights):
+    for name in weights:
+        with pytest.raises(ValueError, match=f"not the state dict of a ViT CLIP.*{re.escape(name)}") as error:
+            clip_model.build({n: t for n, t in weights.items() if n != name})
+        assert one_line(error)
+
+
+def without_layers(tower):
+    return lambda s: [s.pop(name) for name in list(s) if name.startswith(tower + "transformer.")]
 
 
 @pytest.mark.parametrize("damage, message", [
-    (lambda s: s.pop("visual.conv1.weight"), "not the state dict of a ViT CLIP"),
-    (lambda s: s.pop("ln_final.weight"), "Missing key.*ln_final.weight"),
+    (lambda s: s.clear(), "is missing"),
     (lambda s: s.update(extra=torch.zeros(1)), "Unexpected key.*extra"),
     (lambda s: s.update({"visual.proj": torch.zeros(3, 3)}), "size mismatch for visual.proj"),
-    (lambda s: s.update({"visual.layer1.0.conv1.weight": torch.zeros(1)}), "ResNet CLIP; this companion covers the ViT"),
-    (lambda s: s.update(positional_embedding=torch.zeros(76, 64)), "text positions must be 77, got 76"),
+    (lambda s: s.update({"visual.layer1.0.conv1.weight": torch.zeros(1)}), "ResNet CLIP; this companion covers the V"),
+    (lambda s: s.update(positional_embedding=torch.zeros(76, 64)), "positional_embedding must have 77 rows, got 76"),
+    (lambda s: s.update({"token_embedding.weight": torch.zeros(9, 64)}), "ding.weight must have 49408 rows, got 9"),
+    (lambda s: s.update(positional_embedding=torch.tensor(1.)), "not the state dict of a ViT CLIP"),
+    (lambda s: s.update({"visual.positional_embedding": torch.zeros(0, 128)}), "at least 1.*'resolution': 0"),
+    (lambda s: s.update({"visual.positional_embedding": torch.zeros(4, 128)}), "size mismatch for visual.pos"),
+    (lambda s: s.update({"visual.conv1.weight": torch.zeros(96, 3, 16, 16)}), "multiples of 64.*'vision_width': 96"),
+    (lambda s: s.update(text_projection=torch.zeros(32, 64)), "multiples of 64.*'text_width': 32"),
+    (lambda s: s.update(text_projection=torch.zeros(64)), "not the state dict of a ViT CLIP"),
+    (without_layers("visual."), "'vision_layers': 0"),
+    (without_layers(""), "'text_layers': 0"),
+    (lambda s: s.update({"token_embedding.words": torch.tensor([49408])}), "not the state dict of a ViT CLIP"),
 ])
-def test_what_is_no_vit_clip_is_refused(damage, message):
-    state = hash_state(vl=1, tl=1)
+def test_what_is_no_vit_clip_is_refused(state, damage, message):
     damage(state)
     with pytest.raises(ValueError, match=message) as error:
         clip_model.build(state)
-    assert "\n" not in str(error.value)
+    assert one_line(error)
 
 
-@pytest.mark.parametrize("form", ["archive", "plain", "wrapped", "module."])
-def test_every_form_of_file_loads(tmp_path, form):
-    state, path = hash_state(vl=1, tl=1), tmp_path / "clip.pt"
+def sparse(state, words=(0, 320, 2368, 49406, 49407)):
+    """The state with the token vectors of `words` only, as assets/tiny_clip.pt keeps them."""
+    rows = state["token_embedding.weight"][list(words)]
+    return {**state, "token_embedding.weight": rows, "token_embedding.words": torch.tensor(words)}
+
+
+def test_token_vectors_of_some_words_only(state):
+    given = sparse(state)
+    table = clip_model.build(given).token_embedding.weight
+    assert table.shape == (49408, 64) and len(given) == len(state) + 1              # the caller's dict stays as it was
+    for i in (0, 320, 2368, 49406, 49407):
+        assert torch.equal(table[i], state["token_embedding.weight"][i])
+    assert table.count_nonzero(dim=1).count_nonzero() == 5
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+@pytest.mark.parametrize("form", ["archive", "plain", "older format", "wrapped", "module.", "wrapped module."])
+def test_every_form_of_file_loads(tmp_path, state, form):
+    path = tmp_path / "clip.pt"
     if form == "archive":
         openai_archive(state, path)
+        state = {name: tensor.half().float() for name, tensor in state.items()}     # OpenAI's archives are float16
     else:
-        torch.save({"plain": state, "wrapped": {"state_dict": state, "epoch": 3},
-                    "module.": {"module." + n: t for n, t in state.items()}}[form], path)
+        written = {"module." + n: t for n, t in state.items()} if "module." in form else state
+        written = {"state_dict": written, "epoch": 3} if "wrapped" in form else written
+        torch.save(written, path, _use_new_zipfile_serialization=form != "older format")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")                              # the deprecation of torch.jit.load is silenced
+        warnings.simplefilter("error")                          # the deprecation of torch.jit.load is silenced
         clip = clip_model.load(path)
-    tolerance = 1e-3 if form == "archive" else 0                    # OpenAI's archives are float16
+    assert {name for name, _ in clip.named_parameters()} == set(state)
     for name, parameter in clip.named_parameters():
-        assert parameter.dtype == torch.float32
-        torch.testing.assert_close(parameter.detach(), state[name], atol=tolerance, rtol=tolerance)
+        assert parameter.dtype == torch.float32 and torch.equal(parameter, state[name]), name
 
 
-def test_precision_of_the_weights_and_of_the_temperature(tmp_path):
-    torch.save(hash_state(vl=1, tl=1), tmp_path / "clip.pt")
-    clip = clip_model.load(tmp_path / "clip.pt", dtype=torch.bfloat16)
-    assert clip.dtype == torch.bfloat16 and clip.visual.proj.dtype == torch.bfloat16
+def test_only_the_deprecation_of_torch_jit_load_is_silenced(tmp_path, state, monkeypatch):
+    real_load = torch.jit.load
+
+    def load(*arguments, **options):
+        warnings.warn("`torch.jit.load` is deprecated.", DeprecationWarning)
+        warnings.warn("something else")
+        return real_load(*arguments, **options)
+
+    openai_archive(sparse(state), tmp_path / "clip.pt")
+    monkeypatch.setattr(torch.jit, "load", load)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        clip_model.load(tmp_path / "clip.pt")
+        warnings.warn("`torch.jit.load` is deprecated.", DeprecationWarning)        # the filter is gone again
+    assert [str(w.message) for w in seen] == ["something else", "`torch.jit.load` is deprecated."]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_precision_of_the_weights_and_of_the_temperature(tmp_path, state, dtype):
+    torch.save(sparse(state), tmp_path / "clip.pt")
+    clip = clip_model.load(str(tmp_path / "clip.pt"), dtype=dtype)
+    assert clip.dtype == dtype
+    assert {p.dtype for name, p in clip.named_parameters() if name != "logit_scale"} == {dtype}
     assert clip.logit_scale.dtype == torch.float32 and clip.temperature.item() == pytest.approx(0.01, rel=1e-6)
 
 
-@pytest.mark.parametrize("content, message", [
-    ("text", "not a weights file, or a truncated one"), ("", "not a weights file, or a truncated one"),
-    ("truncated archive", "unreadable TorchScript archive|not a weights file"), ("truncated dict", "not a weights file"),
-    ("list", "holds no state dict"), ("pickle", "not a weights file"), ("zip", "not a weights file")])
-def test_unreadable_files(tmp_path, content, message):
-    path = tmp_path / "clip.pt"
-    if content == "truncated archive":
-        openai_archive(hash_state(vl=1, tl=1), path)
-        path.write_bytes(path.read_bytes()[:-5000])
-    elif content == "truncated dict":
-        torch.save(hash_state(vl=1, tl=1), path)
-        path.write_bytes(path.read_bytes()[:100000])
-    elif content == "list":
-        torch.save([1, 2], path)
-    elif content == "pickle":                                       # would run code, were it not for weights_only
-        torch.save({"a": Explosive()}, path)
-    elif content == "zip":
-        with zipfile.ZipFile(path, "w") as file:
-            file.writestr("hello.txt", "x")
-    else:
-        path.write_text(content)
-    with pytest.raises(ValueError, match=message) as error:
-        clip_model.load(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
+def test_tiny():
+    clip = clip_model.load("tiny")
+    features = F.normalize(clip.encode_text(clip_model.tokenize(["a red circle", "a blue square"])), dim=-1)
+    assert len(clip.token_embedding.weight) == 49408 and features[0] @ features[1] < 0.99   # more: test_world.py
 
 
 class Explosive:
     def __reduce__(self):
-        return print, ("code ran",)
+        return pytest.fail, ("code from the file ran",)
 
 
-def test_names_that_are_no_model(tmp_path):
-    with pytest.raises(ValueError, match="RN50x4 is a ResNet; this companion covers the ViT models"):
-        clip_model.load("RN50x4")
-    for name in ("ViT-B/15", str(tmp_path)):
-        with pytest.raises(FileNotFoundError, match="give one of ViT-B/32"):
-            clip_model.load(name)
+NOT_WEIGHTS, NO_STATE = "not a weights file, or a truncated one", "holds no state dict"
 
 
-# ------------------------------------------------------------------------------------------------------------- downloads
+@pytest.mark.parametrize("content, message", [
+    (b"text", NOT_WEIGHTS), (b"", NOT_WEIGHTS), ("cut archive", NOT_WEIGHTS), ("cut dict", NOT_WEIGHTS),
+    ("damaged names", NOT_WEIGHTS), ("foreign zip", NOT_WEIGHTS), ("hollow archive", NOT_WEIGHTS),
+    (Explosive(), NOT_WEIGHTS), ({"a": Explosive()}, NOT_WEIGHTS), (torch.nn.Linear(2, 2), NOT_WEIGHTS),
+    ([1, 2], NO_STATE), (torch.zeros(3), NO_STATE), ({"state_dict": None}, NO_STATE), ({"epoch": 3}, NO_STATE),
+    ({3: torch.zeros(1)}, NO_STATE), ({"a": torch.zeros(1), "b": "c"}, NO_STATE),
+    ({}, "not the state dict of a ViT CLIP"), ({"visual.layer1.0.bn1.weight": torch.zeros(1)}, "weights of a ResNet")],
+    ids=lambda value: None if isinstance(value, str) else repr(value)[:20])
+def test_unreadable_files(tmp_path, state, content, message):
+    path = tmp_path / "clip.pt"
+    if content == "cut archive":
+        openai_archive(sparse(state), path)
+        path.write_bytes(path.read_bytes()[:-5000])
+    elif content == "cut dict":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:100000])
+    elif content == "damaged names":                            # the zip's directory is no UTF-8 any more
+        torch.save({"a": torch.zeros(1)}, path)
+        path.write_bytes(path.read_bytes().replace(b"clip/data.pkl", b"clip/d\xff\xfea.pkl"))
+    elif content in ("foreign zip", "hollow archive"):
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("clip/constants.pkl" if content == "hollow archive" else "hello.txt", "x")
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=message) as error:
+        clip_model.load(path)
+    assert str(error.value).startswith(f"{path}: ") and one_line(error)
+
+
+def test_a_file_one_may_not_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def denied(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "clip.pt").write_text("x")
+    monkeypatch.setattr(torch, "load", denied)                  # no chmod: root may read everything
+    with pytest.raises(PermissionError, match="Permission denied: .*clip.pt"):
+        clip_model.load(tmp_path / "clip.pt")
+
+
+@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"])
+def test_resnets_are_not_covered(name):
+    with pytest.raises(ValueError, match=f"{name} is a ResNet; this companion covers the ViT models: ViT-B/32, "):
+        clip_model.load(name)
+
+
+@pytest.mark.parametrize("name", ["ViT-B/15", "", "no/such.pt", "."])
+def test_names_that_are_no_model(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"no CLIP model or file '{name}': give one of ViT-B/32, .*, tiny, or"):
+        clip_model.load(name)
+
+
+# ------------------------------------------------------------------------------------------------------------ downloads
 
 CONTENT = bytes(range(256)) * 2000
+SUM = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT; `mode` is what goes wrong, `seen` the Range headers that came."""
-    mode, seen = "", []
+    """Serves `content`; `mode` is what goes wrong, `seen` the path and the Range header of every request."""
+    protocol_version = "HTTP/1.1"
+    content, mode, seen = CONTENT, "", []
 
     def do_GET(self):
-        wanted = self.headers.get("Range")
-        Server.seen.append(wanted)
-        start = int(wanted.split("=")[1].rstrip("-")) if wanted and Server.mode != "no ranges" else 0
-        if Server.mode == "missing" or start > len(CONTENT):
-            return self.send_error(404 if Server.mode == "missing" else 416)
-        body = CONTENT[start:] if Server.mode != "wrong" else bytes(len(CONTENT) - start)
+        content, mode, wanted = Server.content, Server.mode, self.headers.get("Range")
+        Server.seen.append((self.path, wanted))
+        self.close_connection = True
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and mode != "no ranges" else 0
+        if mode == "garbage":
+            return self.wfile.write(b"HTTP/1.1 what is this?\r\n\r\n")
+        if mode in ("404", "503") or start >= len(content):
+            return self.send_error(int(mode or 416))
         self.send_response(206 if start else 200)
+        body = content[start:] if mode != "wrong" else b"<html>Please sign in</html>"
+        if mode == "breaks in chunks":
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            return self.wfile.write(b"3E8\r\n" + body[:1000] + b"\r\n3E8\r\nabc")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[:1000] if Server.mode == "breaks" else body)
+        self.wfile.write(body[:1000] if mode == "breaks" else body)
 
     def log_message(self, *_):
         pass
@@ -132,66 +249,159 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    Server.mode, Server.seen = "", []
+    Server.content, Server.mode, Server.seen = CONTENT, "", []
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, kwargs=dict(poll_interval=.01), daemon=True).start()
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setattr(clip_model, "URL", f"http://127.0.0.1:{httpd.server_port}")
-    monkeypatch.setattr(clip_model, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(clip_model, "CACHE", tmp_path / "of" / "clip")              # made where it is missing
     yield Server
     httpd.shutdown()
     httpd.server_close()
 
 
-SUM = hashlib.sha256(CONTENT).hexdigest()
+def cached():
+    return {path.name: path.read_bytes() for path in clip_model.CACHE.iterdir()}
+
+
+def test_a_named_model_is_fetched_once(server, state, tmp_path, monkeypatch):
+    openai_archive(sparse(state), tmp_path / "archive.pt")
+    server.content = (tmp_path / "archive.pt").read_bytes()
+    digest = hashlib.sha256(server.content).hexdigest()
+    monkeypatch.setitem(clip_model.MODELS, "ViT-B/16", (digest, "ViT-B-16.pt"))
+    for _ in range(2):
+        clip = clip_model.load("ViT-B/16")
+        assert torch.equal(clip.visual.proj, state["visual.proj"].half().float())
+    assert server.seen == [(f"/{digest}/ViT-B-16.pt", None)] and cached() == {"ViT-B-16.pt": server.content}
 
 
 def test_download_is_checked_kept_and_not_repeated(server):
     path = clip_model.download(SUM, "model.pt")
-    assert path.read_bytes() == CONTENT and [p.name for p in path.parent.iterdir()] == ["model.pt"]
-    assert clip_model.download(SUM, "model.pt") == path and len(server.seen) == 1
+    assert path == clip_model.CACHE / "model.pt" and cached() == {"model.pt": CONTENT}
+    assert clip_model.download(SUM, "model.pt") == path and server.seen == [(f"/{SUM}/model.pt", None)]
 
 
+@pytest.mark.parametrize("first, reason", [("breaks", "the connection ended after 1000 of 512000 bytes"),
+                                           ("breaks in chunks", "IncompleteRead")])
 @pytest.mark.parametrize("second", ["", "no ranges"])
-def test_interrupted_download_goes_on(server, second):
-    server.mode = "breaks"
-    with pytest.raises(FileNotFoundError, match="the connection ended after 1000 of 512000 bytes"):
+def test_interrupted_download_goes_on(server, first, reason, second):
+    server.mode = first
+    with pytest.raises(FileNotFoundError, match=f"could not download model.pt .*{reason}") as error:
         clip_model.download(SUM, "model.pt")
-    assert [p.name for p in clip_model.CACHE.iterdir()] == ["model.part"]       # never half a file under the final name
+    assert one_line(error) and list(cached()) == ["model.part"]         # never half a file under the final name
+    have = len(cached()["model.part"])
+    assert CONTENT.startswith(cached()["model.part"]) and have == (1000 if first == "breaks" else 0)
     server.mode = second
-    assert clip_model.download(SUM, "model.pt").read_bytes() == CONTENT
-    assert server.seen == [None, "bytes=1000-"]
+    clip_model.download(SUM, "model.pt")
+    assert cached() == {"model.pt": CONTENT}
+    assert [wanted for _, wanted in server.seen] == [None, f"bytes={have}-" if have else None]
+
+
+def test_a_failed_answer_leaves_what_is_there(server):
+    clip_model.CACHE.mkdir(parents=True)
+    (clip_model.CACHE / "model.part").write_bytes(CONTENT[:5000])
+    server.mode = "503"
+    with pytest.raises(FileNotFoundError, match="could not download model.pt .Service Unavailable"):
+        clip_model.download(SUM, "model.pt")
+    assert cached() == {"model.part": CONTENT[:5000]}
+
+
+def test_a_part_that_is_whole_needs_only_its_name(server):
+    clip_model.CACHE.mkdir(parents=True)
+    (clip_model.CACHE / "model.part").write_bytes(CONTENT)
+    clip_model.download(SUM, "model.pt")
+    assert cached() == {"model.pt": CONTENT}
+
+
+@pytest.mark.parametrize("part", [CONTENT + b"x", b"x" + CONTENT[:5000]], ids=["too long", "of another file"])
+def test_a_part_that_does_not_fit_is_thrown_away(server, part):
+    clip_model.CACHE.mkdir(parents=True)
+    (clip_model.CACHE / "model.part").write_bytes(part)
+    with pytest.raises(ValueError, match="wrong SHA-256 and was deleted; run again"):
+        clip_model.download(SUM, "model.pt")
+    assert cached() == {}
+    clip_model.download(SUM, "model.pt")
+    assert cached() == {"model.pt": CONTENT}
 
 
 def test_wrong_sums(server):
     server.mode = "wrong"
-    with pytest.raises(ValueError, match="wrong SHA-256 and was deleted"):
+    with pytest.raises(ValueError, match=f"{SUM}/model.pt came with a wrong SHA-256 and was deleted") as error:
         clip_model.download(SUM, "model.pt")
-    assert not list(clip_model.CACHE.iterdir())
+    assert one_line(error) and cached() == {}
     (clip_model.CACHE / "model.pt").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="model.pt has a wrong SHA-256, expected .*delete it"):
+    with pytest.raises(ValueError, match=f"clip/model.pt has a wrong SHA-256, expected {SUM}: delete it") as error:
         clip_model.download(SUM, "model.pt")
-    assert (clip_model.CACHE / "model.pt").read_bytes() == b"mine"              # nobody's file is overwritten
+    assert one_line(error) and cached() == {"model.pt": b"mine"} and len(server.seen) == 1    # overwrites nobody's file
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(server):
-    clip_model.CACHE.mkdir()
-    (clip_model.CACHE / "model.part").write_bytes(bytes(len(CONTENT) + 5))
-    with pytest.raises(ValueError, match="wrong SHA-256"):
-        clip_model.download(SUM, "model.pt")
-    assert clip_model.download(SUM, "model.pt").read_bytes() == CONTENT
-
-
-def test_without_a_network_one_line_says_what_to_put_where(server, monkeypatch):
-    server.mode = "missing"
-    with pytest.raises(FileNotFoundError, match="could not download model.pt"):
-        clip_model.download(SUM, "model.pt")
-    monkeypatch.setattr(clip_model, "URL", "http://127.0.0.1:9")                # nobody listens there
-    with pytest.raises(FileNotFoundError, match="put the file from http://127.0.0.1:9/.*/ViT-B-16.pt into .*cache") as error:
+@pytest.mark.parametrize("mode, reason", [
+    ("404", "Not Found"), ("garbage", "HTTP/1.1 what"), ("nobody listens", "refused")])
+def test_without_a_network_one_line_says_what_to_put_where(server, monkeypatch, mode, reason):
+    server.mode = mode
+    if mode == "nobody listens":
+        monkeypatch.setattr(clip_model, "URL", "http://127.0.0.1:9")
+    with pytest.raises(FileNotFoundError) as error:
         clip_model.load("ViT-B/16")
-    assert "\n" not in str(error.value)
+    message, url = str(error.value), f"{clip_model.URL}/{clip_model.MODELS['ViT-B/16'][0]}/ViT-B-16.pt"
+    assert message.startswith("could not download ViT-B-16.pt (") and reason in message and one_line(error)
+    assert message.endswith(f"put the file from {url} into {clip_model.CACHE}")
+    assert cached() == {}
 
 
-# --------------------------------------------------------------------------------------------------------- the tokenizer
+# -------------------------------------------------------------------------------------------------------- the tokenizer
+
+class Same(dict):
+    """Every symbol is its own id."""
+    def __missing__(self, key):
+        return key
+
+
+@pytest.mark.parametrize("merges, text, by_hand", [
+    ("", "abc", "a b c</w>"),
+    ("a b", "abc", "ab c</w>"),
+    ("a b", "ab", "a b</w>"),                           # the last letter is another symbol than the same letter inside
+    ("b c</w>, a b", "abc", "a bc</w>"),                # the more frequent pair first, wherever it stands
+    ("a b, b c</w>", "abc", "ab c</w>"),
+    ("a a", "aaaaaa", "aa aa a a</w>"),                 # from the left, no letter twice
+    ("a b, ab ab", "ababx abab", "abab x</w> ab a b</w>"),
+    ("a b, ab c</w>, x abc</w>", "xabc", "xabc</w>"),
+    ("a <, 1 2", "A<b 12", "a</w> <</w> b</w> 1</w> 2</w>"),    # a sign is another word than a letter, each digit is one
+    ("' s</w>", "a'sa", "a</w> 's</w> a</w>"),                      # and so is 's
+])
+def test_pairs_are_joined_by_rank(merges, text, by_hand):
+    tokenizer = clip_model.Tokenizer()
+    tokenizer.rank = {tuple(pair.split()): i for i, pair in enumerate(merges.split(", "))}
+    tokenizer.ids = Same()
+    assert tokenizer.encode(text) == by_hand.split()
+
+
+def test_words_equal_a_slow_reading_of_the_merges():
+    """The merges replayed on a string with spaces, ids counted by hand: 256 bytes, 256 that end a word, merges."""
+    lines = gzip.open(clip_model.ASSETS / "bpe_merges.txt.gz", "rt", encoding="utf-8").read().splitlines()
+    rank = {line: i for i, line in enumerate(lines)}
+    assert len(rank) == 48894
+    joined = {line.replace(" ", ""): 512 + i for line, i in rank.items()}
+    letter = lambda symbol: ord(symbol[0]) - ord("!") + (256 if symbol.endswith("</w>") else 0)
+
+    def slow(word):
+        text = " ".join(word) + "</w>"
+        while True:
+            parts = text.split()
+            known = [rank[" ".join(pair)] for pair in zip(parts, parts[1:]) if " ".join(pair) in rank]
+            if not known:
+                return [joined[part] if part in joined else letter(part) for part in parts]
+            pair = lines[min(known)]
+            text = re.sub(rf"(?<!\S){re.escape(pair)}(?!\S)", pair.replace(" ", ""), text)
+
+    names = (clip_model.ASSETS / "imagenet.tsv").read_text().lower()
+    words = sorted({word for word in re.split("[^a-z]+", names) if word})[::3] + ["qzxjvk", "aaaaaaaaa", "bananarama"]
+    tokenizer = clip_model.Tokenizer()
+    assert len(words) > 300
+    for word in words:
+        assert tokenizer.encode(word) == slow(word), word
+
 
 def test_token_rows():
     rows = clip_model.tokenize(["a cat", ""])
@@ -199,6 +409,7 @@ def test_token_rows():
     assert rows[0].tolist() == [49406, 320, 2368, 49407] + [0] * 73
     assert rows[1].tolist() == [49406, 49407] + [0] * 75
     assert torch.equal(clip_model.tokenize("a cat"), rows[:1])
+    assert clip_model.prompt_ids("a cat") == [49406, 320, 2368, 49407]
 
 
 def test_more_than_77_tokens_are_refused_and_shown():
@@ -209,6 +420,17 @@ def test_more_than_77_tokens_are_refused_and_shown():
 
 def test_vocabulary_has_no_gap():
     assert sorted(clip_model.Tokenizer().ids.values()) == list(range(49408))
+
+
+# --------------------------------------------------------------------------------------------------------- the features
+
+def test_what_follows_the_end_token_does_not_matter(small_clip):
+    tokens = clip_model.tokenize(["a cat", "a photo of a large brown dog.", "x"])
+    littered = tokens.clone()
+    for row, end in zip(littered, tokens.argmax(dim=1)):
+        row[end + 1:] = torch.randint(1, 49407, (76 - int(end),))
+    assert not torch.equal(littered, tokens)
+    torch.testing.assert_close(small_clip.encode_text(littered), small_clip.encode_text(tokens), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, .02), (torch.float16, .005)])

@@ -1,4 +1,4 @@
-"""evaluate.py: the measures by hand and by loops, the files it writes, the three tasks, photos; it never trains."""
+"""evaluate.py as its user meets it: a folder of one's own, the three tasks, photos, and runs gone stale."""
 import csv
 import json
 import shutil
@@ -7,14 +7,528 @@ import sys
 from pathlib import Path
 
 import pytest
+import textbook
 import torch
-from conftest import colour_folder, fill_learned
+import torch.nn.functional as F
+from conftest import fill_learned, hash_state, openai_archive
 from PIL import Image
+from small_runs import done, eurosat, files, picture, read, refused, write_classes
 
+import clip_model
 import data
 import evaluate
 import prompts
 import train
+
+CLASSES = {"black_cat": 24, "dog": 12, "empty handed": 8, "ä b": 4}    # half of each is drawn: 12, 6, 4, 2
+NAMES = list(CLASSES)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "small.pt"
+    openai_archive(hash_state(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, archive):
+    """A folder with a MaPLe run on all classes of the folder pets/."""
+    root = tmp_path_factory.mktemp("own")
+    pictures = write_classes(root / "pets", CLASSES)
+    done("--method", "maple", "--npt", "--epochs", 2, "--dataset", pictures, "--backbone", archive,
+         "--out", root / "run")
+    return root
+
+
+@pytest.fixture
+def own(finished, tmp_path, monkeypatch):
+    """A working directory with a copy of the run; the pictures stay where they were."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def evaluated(*argv):
+    return done(*argv, main=evaluate.main)
+
+
+def results(run, task="base-to-novel"):
+    return json.loads(Path(run, "evaluation", f"{task}.json").read_text())
+
+
+def slow_predictions(learner, folder, names, template=None):
+    """{picture: most probable class} in the textbook form, one picture at a time; with a template: zero-shot CLIP."""
+    weights = dict(learner.clip.named_parameters())
+    view, predicted = data.transform(learner.clip.visual.resolution, train=False), {}
+    learner.set_classes(names)
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".png", ".jpg")):
+        image = view(Image.open(path).convert("RGB"))[None]
+        with torch.no_grad():
+            if template:
+                tokens = clip_model.tokenize([template.format(name.replace("_", " ")) for name in names])
+                g = textbook.text_tower(weights, weights["token_embedding.weight"][tokens], tokens.argmax(dim=1))
+                k = (textbook.image_tower(weights, image) @ g.T).argmax().item()
+            else:
+                k = textbook.forward(learner, image)[0].argmax().item()
+        predicted[str(path.relative_to(folder))] = names[k]
+    return predicted
+
+
+# ------------------------------------------------------------------------------------------------ a folder of one's own
+
+def test_own_folder_trained_on_all_is_evaluated_on_all(own, finished):
+    before = files(own / "run")
+    printed = evaluated("run")
+    result = json.loads(Path("run/result.json").read_text())
+    found = results("run")
+    assert found["results"].keys() == {"all"}
+    assert found["results"]["all"]["accuracy"] == pytest.approx(result["all"], abs=1e-4)
+    assert found["split"].startswith("made here") and found["official_split"] is False and found["split"] in printed
+    assert {n: s for n, s in files(own / "run").items() if not n.startswith("evaluation/")} == before
+    assert sorted(p.name for p in Path("run/evaluation").iterdir()) == ["all", "base-to-novel.json"]
+
+    rows = read("run/evaluation/all/predictions.csv")
+    drawn = {row["picture"] for row in read("run/drawn.csv")}
+    assert len(rows) == 14 == found["results"]["all"]["test_images"]   # 24 + 12 + 8 + 4, less 50 % and 20 % of each
+    assert not drawn & {row["picture"] for row in rows}
+    assert all(row["picture"].startswith(row["class"] + "/") for row in rows)
+    assert 100 * sum(row["class"] == row["predicted"] for row in rows) / 14 == pytest.approx(result["all"], abs=1e-4)
+    learner, _ = evaluate.load_run("run")
+    slow = slow_predictions(learner, finished / "pets", NAMES)
+    assert all(slow[row["picture"]] == row["predicted"] for row in rows)
+
+
+def test_per_class_groups_and_confusion_follow_from_the_predictions(own):
+    printed = evaluated("run")
+    rows = read("run/evaluation/all/predictions.csv")
+    recall = {}
+    for row, name, n in zip(read("run/evaluation/all/per_class.csv"), NAMES, (12, 6, 4, 2), strict=True):
+        mine = [r["predicted"] == name for r in rows if r["class"] == name]
+        recall[name] = 100 * sum(mine) / len(mine)
+        group = {12: "many", 6: "medium", 4: "medium", 2: "few"}[n]
+        assert list(row.values()) == [name, str(n), group, str(len(mine)), f"{recall[name]:.2f}"]
+    groups = results("run")["results"]["all"]["groups"]
+    assert groups["many"] == {"classes": 1, "recall": pytest.approx(recall[NAMES[0]], abs=1e-4)}
+    mean = (recall[NAMES[1]] + recall[NAMES[2]]) / 2
+    assert groups["medium"] == {"classes": 2, "recall": pytest.approx(mean, abs=1e-4)}
+    assert groups["few"] == {"classes": 1, "recall": pytest.approx(recall[NAMES[3]], abs=1e-4)}
+    assert f"many {recall[NAMES[0]]:.1f} % (1 classes)" in printed
+    confusion = read("run/evaluation/all/confusion.csv")
+    assert [row.pop("class \\ predicted") for row in confusion] == NAMES
+    for name, row in zip(NAMES, confusion):
+        assert row == {p: str(sum(r["class"] == name and r["predicted"] == p for r in rows)) for p in NAMES}
+
+
+def toy(names, items):
+    return data.Dataset("toy", list(names), "{}", items, [], items, "", False, {n: picture(int(n)) for n, _ in items})
+
+
+def test_limits_of_the_groups(small_clip, tmp_path):
+    """Many from 8, few up to 2, unseen at 0 training images."""
+    items = [(str(k), k) for k in range(6)]
+    dataset = toy("abcdef", items)
+    learner = prompts.build("zeroshot", small_clip, dataset.classnames)
+    result = evaluate.evaluate_classes(learner, dataset, list(range(6)), [8, 7, 3, 2, 1, 0], tmp_path)
+    groups = [row["group"] for row in read(tmp_path / "per_class.csv")]
+    assert groups == ["many", "medium", "medium", "few", "few", "unseen"]
+    assert {g: v["classes"] for g, v in result["groups"].items()} == {"many": 1, "medium": 2, "few": 2, "unseen": 1}
+
+
+def test_a_class_without_test_pictures_is_in_no_group(small_clip, tmp_path):
+    dataset = toy("ab", [("0", 0), ("1", 0)])
+    learner = prompts.build("zeroshot", small_clip, dataset.classnames)
+    result = evaluate.evaluate_classes(learner, dataset, [0, 1], [8, 8], tmp_path)
+    assert list(read(tmp_path / "per_class.csv")[1].values()) == ["b", "8", "many", "0", "nan"]
+    assert result["groups"]["many"] == {"classes": 1, "recall": result["accuracy"]}
+    with pytest.raises(ValueError, match="toy: none of the classes to evaluate has a test picture"):
+        evaluate.evaluate_classes(learner, dataset, [1], [8], tmp_path)
+
+
+def test_labels_are_those_of_the_classes_asked_for(small_clip, tmp_path):
+    """Classes 3, 1 of four: prompts, relabelled test images and names in this order."""
+    dataset = toy("abcd", [(str(i), i % 4) for i in range(12)])
+    learner = prompts.build("zeroshot", small_clip, dataset.classnames)
+    result = evaluate.evaluate_classes(learner, dataset, [3, 1], [5, 0], tmp_path)
+    assert result["num_classes"] == 2 and result["test_images"] == 6
+    rows = read(tmp_path / "per_class.csv")
+    assert [(row["class"], row["training_images"]) for row in rows] == [("d", "5"), ("b", "0")]
+    assert [(row["picture"], row["class"]) for row in read(tmp_path / "predictions.csv")] == [
+        (str(i), "abcd"[i % 4]) for i in range(12) if i % 2]
+
+
+def test_own_folder_with_names_from_a_file(own, archive):
+    """The run remembers the file; without its names the prompts would be made of the folders' names."""
+    write_classes(own / "coded", {"n1": 8, "n2": 8})
+    Path("names.tsv").write_text("n1\tgrey cat\nn2\ttall dog\n")
+    done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "coded", "--classnames", "names.tsv",
+         "--backbone", archive, "--out", "named")
+    evaluated("named")
+    assert {row["class"] for row in read("named/evaluation/all/predictions.csv")} == {"grey cat", "tall dog"}
+    result = json.loads(Path("named/result.json").read_text())
+    assert results("named")["results"]["all"]["accuracy"] == pytest.approx(result["all"], abs=1e-4)
+    Path("names.tsv").write_text("n1\tblue cat\nn2\ttall dog\n")
+    assert "other classes now" in refused("named", main=evaluate.main)
+    Path("names.tsv").unlink()
+    assert "names.tsv" in refused("named", main=evaluate.main)
+
+
+def test_run_and_pictures_are_found_from_another_working_directory(own, archive, monkeypatch):
+    eurosat(own / "disk", split=True)
+    done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "eurosat", "--data-root", "disk", "--out", "sat",
+         "--backbone", archive)
+    write_classes(own / "pets", {"cat": 8, "dog": 8})
+    shutil.copy(archive, "weights.pt")
+    done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "pets", "--backbone", "weights.pt", "--out", "mine")
+    (own / "elsewhere").mkdir()
+    monkeypatch.chdir(own / "elsewhere")
+    for run in ("../sat", "../mine"):
+        evaluated(run)
+    assert list(Path(".").iterdir()) == []
+    # both halves of EuroSAT, and the same numbers as at the end of the training
+    found, result = results("../sat")["results"], json.loads(Path("../sat/result.json").read_text())
+    for key in ("base", "novel"):
+        assert found[key]["accuracy"] == pytest.approx(result[key], abs=1e-4) and found[key]["test_images"] == 30
+    assert found["harmonic_mean"] == pytest.approx(result["harmonic_mean"], abs=1e-4)
+    assert results("../sat")["official_split"] is True
+    novel = read("../sat/evaluation/novel/per_class.csv")
+    assert [row["class"] for row in novel] == list(data.EUROSAT.values())[5:]
+    assert {row["group"] for row in novel} == {"unseen"}
+
+
+def test_classes_that_were_trained_are_not_called_novel(own):
+    assert "none is novel" in refused("run", "--classes", "novel", main=evaluate.main)
+    evaluated("run", "--classes", "base", "--out", "here")             # a smaller label space may be asked for
+    assert [row["class"] for row in read("here/base/per_class.csv")] == NAMES[:2]
+
+
+def test_one_class_has_no_novel_half(own, archive):
+    write_classes(own / "single", {"cat": 8})
+    done("--dataset", "single", "--classes", "base", "--epochs", 1, "--backbone", archive, "--out", "one")
+    evaluated("one")
+    assert results("one")["results"].keys() == {"base"}
+    assert "none is novel" in refused("one", "--classes", "novel", main=evaluate.main)
+
+
+# ------------------------------------------------------------------------------------------------------ runs gone stale
+
+def test_a_dataset_that_moved_or_changed(own, archive):
+    pictures = write_classes(own / "pets", {"cat": 20, "dog": 20})
+    done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "pets", "--backbone", archive, "--out", "mine")
+    pictures.rename(own / "moved")
+    assert "no such folder" in refused("mine", main=evaluate.main)
+    (own / "moved").rename(pictures)
+    for i in range(21, 40):                                             # a split made here now falls elsewhere
+        picture(i).save(pictures / "cat" / f"cat_{i}.png")
+    line = refused("mine", main=evaluate.main)
+    assert "test pictures of" in line and "trained the prompts of mine" in line and "changed since" in line
+    (pictures / "ape").mkdir()
+    picture(0).save(pictures / "ape" / "a.png")
+    picture(1).save(pictures / "ape" / "b.png")
+    assert "other classes now" in refused("mine", main=evaluate.main)
+
+
+def test_test_pictures_that_are_gone(own, archive):
+    folder = eurosat(own / "data", split=True)
+    done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "eurosat", "--out", "sat", "--backbone", archive)
+    (folder / "River" / "River_20.jpg").unlink()
+    assert "River_20.jpg: picture not found" in refused("sat", main=evaluate.main)
+
+
+def test_official_split_that_came_after_the_training(own, archive):
+    """Prompts trained on a split made here have seen pictures that CoOp's split tests on."""
+    eurosat(own / "data")
+    done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "eurosat", "--out", "sat", "--backbone", archive)
+    evaluated("sat")
+    shutil.rmtree("data/eurosat/2750")
+    eurosat(own / "data", split=True)
+    assert "trained the prompts of sat" in refused("sat", main=evaluate.main)
+
+
+def test_weights_that_moved(own, archive):
+    weights = shutil.copy(archive, own / "mine.pt")
+    write_classes(own / "pets", {"cat": 8, "dog": 8})
+    done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "pets", "--backbone", "mine.pt", "--out", "mine")
+    Path(weights).unlink()
+    assert "mine.pt" in refused("mine", main=evaluate.main)
+
+
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def swap(path, **parts):
+    torch.save(torch.load(path, weights_only=True) | parts, path)
+
+
+@pytest.mark.parametrize("damage, line", [
+    (lambda run: shutil.rmtree(run), "run is no finished run: expected result.json and prompts.pt"),
+    (lambda run: (run / "prompts.pt").unlink(), "run is no finished run"),
+    (lambda run: (run / "result.json").unlink(), "run is no finished run"),
+    (lambda run: (run / "prompts.pt").write_bytes(b"junk"), "not a run's learned tensors"),
+    (lambda run: cut(run / "prompts.pt", 900), "not a run's learned tensors"),
+    (lambda run: torch.save({"learned": {}, "settings": {}}, run / "prompts.pt"), "not a run's learned tensors"),
+    (lambda run: torch.save({"ctx": torch.zeros(2, 64)}, run / "prompts.pt"), "not a run's learned tensors"),
+    (lambda run: swap(run / "prompts.pt", learned={"ctx": torch.zeros(2, 8)}),
+     "must hold ctx of shape (2, 64), it has one of shape (2, 8)"),
+])
+def test_a_run_that_cannot_be_read(own, damage, line):
+    damage(own / "run")
+    assert line in refused("run", main=evaluate.main)
+
+
+def test_code_in_a_run_is_not_run(own):
+    """A pickle that would write a file when loaded."""
+    class Trap:
+        def __reduce__(self):
+            return (open, ("trapped", "w"))
+    torch.save({"learned": {}, "settings": Trap()}, "run/prompts.pt")
+    assert "not a run's learned tensors" in refused("run", main=evaluate.main)
+    assert not Path("trapped").exists()
+
+
+def test_a_run_that_is_a_file_and_a_process(own):
+    process = subprocess.run([sys.executable, evaluate.__file__, "run/result.json"], capture_output=True, text=True,
+                             timeout=120)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+    assert process.stderr.startswith("error: run/result.json is no finished run")
+
+
+@pytest.mark.parametrize("argv, line", [
+    (["--classnames", "names.txt"], "--classnames goes with --image"),
+    (["--targets", "world"], "--targets goes with --task"),
+    (["--task", "cross-dataset", "--classes", "base"], "leave out --classes and --figure"),
+    (["--task", "domain-generalization", "--figure", "f.png"], "leave out --classes and --figure"),
+    (["--task", "cross-dataset", "--targets", "world_blur", "wrold"], "unknown dataset 'wrold'"),
+    (["--task", "cross-dataset", "--targets", "no/such"], "no/such: no such folder"),
+    (["--image", "none.png"], "none.png: picture not found"),
+    (["--image", "run"], "run: not a readable picture"),
+    (["--image", "run/result.json"], "run/result.json: not a readable picture"),
+    (["--out", "a file"], "a file"),
+])
+def test_refused_with_one_line(own, argv, line):
+    Path("a file").write_text("mine")
+    before = files(own)
+    assert line in refused("run", *argv, main=evaluate.main)
+    assert files(own) == before                                         # no target was evaluated in vain
+
+
+# ---------------------------------------------------------------------------------------------- evaluation never trains
+
+def test_evaluation_makes_no_optimizer_and_no_gradient(own, monkeypatch):
+    monkeypatch.setattr(torch.optim.Optimizer, "__init__", lambda *a, **k: pytest.fail("an optimizer"))
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *a, **k: pytest.fail("a backward pass"))
+    monkeypatch.setattr(train, "train", lambda *a: pytest.fail("training"))
+    before = files(own / "run")
+    evaluated("run")
+    evaluated("run", "--task", "domain-generalization", "--targets", "world_colours", "--out", "out")
+    picture(1).save("photo.png")
+    evaluated("run", "--image", "photo.png")
+    after = files(own / "run")
+    assert all(after[name] == value for name, value in before.items())
+
+
+def test_evaluating_twice_gives_the_same(own):
+    evaluated("run")
+    first = files(own / "run" / "evaluation")
+    evaluated("run")
+    assert files(own / "run" / "evaluation") == first and len(first) == 4
+    assert not list(own.rglob("*.part"))
+
+
+# ------------------------------------------------------------------------------------------------------ the other tasks
+
+def test_transfer_has_zero_shot_clip_with_each_targets_template(own, archive):
+    """EuroSAT and a folder as targets of the pets run; every prediction is that of the textbook form."""
+    folder = eurosat(own / "data", split=True)
+    write_classes(own / "other birds", {"hen": 5, "dog": 5})
+    evaluated("run", "--task", "cross-dataset", "--targets", "eurosat", "other birds", "--data-root", "data")
+    found = results("run", "cross-dataset")["results"]
+    names = list(data.EUROSAT.values())
+    learner, _ = evaluate.load_run("run")
+    tuned = slow_predictions(learner, folder, names)
+    plain = slow_predictions(learner, folder, names, "a centered satellite photo of {}.")
+    rows = read("run/evaluation/eurosat/predictions.csv")
+    assert len(rows) == 60 and all(tuned[row["picture"]] == row["predicted"] for row in rows)
+    assert all(row["class"] == data.EUROSAT[row["picture"].split("/")[0]] for row in rows)
+    right = sum(plain[row["picture"]] == row["class"] for row in rows)
+    assert found["eurosat"]["zeroshot"] == pytest.approx(100 * right / 60)
+    assert found["eurosat"]["official_split"] is True and found["other birds"]["official_split"] is False
+    # a name that both have is a class the run was trained on, with 6 images; the other one is new to it
+    assert {row["class"]: row["group"] for row in read("run/evaluation/other birds/per_class.csv")} == {
+        "dog": "medium", "hen": "unseen"}
+
+
+def test_table_of_a_transfer(own):
+    printed = evaluated("run", "--task", "domain-generalization", "--targets", "world_colours", "world_patterns")
+    found = results("run", "domain-generalization")["results"]
+    lines = {line.split()[0]: line.split() for line in printed.split("\n") if line}
+    for target, K in (("world_colours", 8), ("world_patterns", 15)):
+        numbers = found[target]
+        assert lines[target][1:] == [str(K), str(50 * K), f"{numbers['zeroshot']:.2f}", f"{numbers['accuracy']:.2f}"]
+    mean = lambda key: (found["world_colours"][key] + found["world_patterns"][key]) / 2
+    assert lines["average"][1:] == [f"{mean('zeroshot'):.2f}", f"{mean('accuracy'):.2f}"]
+
+
+def test_imagenet_variants_by_class_id(own):
+    """-A and -R hold other classes of the 1,000, each in wnid order; ImageNetV2's folders are label numbers."""
+    for name, counts in (("imagenet-adversarial/imagenet-a", {"n01531178": 2, "n01498041": 3, "n02123394": 2}),
+                         ("imagenet-rendition/imagenet-r", {"n02123394": 3, "n01443537": 2}),
+                         ("imagenetv2/imagenetv2-matched-frequency-format-val", {"0": 1, "1": 1, "10": 1})):
+        write_classes(own / "data" / name, counts, "jpg")
+    for name in ("imagenet-adversarial/imagenet-a", "imagenet-rendition/imagenet-r"):
+        (own / "data" / name / "README.txt").write_text("not a class")
+    evaluated("run", "--task", "domain-generalization", "--targets", "imagenet_a", "imagenet_r", "imagenetv2",
+              "--data-root", "data")
+    names = {"n01498041": "stingray", "n01531178": "goldfinch", "n02123394": "Persian cat", "n01443537": "goldfish"}
+    for target, wnids in (("imagenet_a", ["n01498041", "n01531178", "n02123394"]),
+                          ("imagenet_r", ["n01443537", "n02123394"])):
+        rows = read(f"run/evaluation/{target}/predictions.csv")
+        assert all(row["class"] == names[row["picture"].split("/")[0]] for row in rows)
+        assert [row["class"] for row in read(f"run/evaluation/{target}/per_class.csv")] == [names[w] for w in wnids]
+    rows = read("run/evaluation/imagenetv2/per_class.csv")
+    assert [row["class"] for row in rows] == ["tench", "goldfish", "brambling"]
+    assert results("run", "domain-generalization")["results"]["imagenet_a"]["test_images"] == 7
+
+
+def test_targets_that_are_not_there_stop_before_any_is_evaluated(own, monkeypatch):
+    monkeypatch.setattr(evaluate, "evaluate_classes", lambda *a: pytest.fail("evaluated"))
+    words = ["--task", "domain-generalization", "--data-root", "data"]  # the paper's four
+    line = refused("run", *words, main=evaluate.main)
+    assert "imagenetv2" in line and "imagenetv2-matched-frequency" in line
+    assert evaluate.TASKS["cross-dataset"] == [
+        "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397", "dtd",
+        "eurosat", "ucf101"]
+
+
+# --------------------------------------------------------------------------------------------------------------- photos
+
+def test_photos_show_the_top_classes(own):
+    for i in range(3):
+        picture(50 + i, size=40).save(f"{i}.png")
+    lines = evaluated("run", "--image", "0.png", "1.png", "2.png").strip().split("\n")
+    learner, _ = evaluate.load_run("run")
+    for i, line in enumerate(lines):
+        image = data.transform(32, train=False)(Image.open(f"{i}.png").convert("RGB"))[None]
+        with torch.no_grad():
+            logits = textbook.forward(learner, image)[0][0]
+        p = sorted(zip((logits.double() - logits.logsumexp(0)).exp().tolist(), NAMES), reverse=True)
+        name, shown = line.split(": ")
+        assert name == f"{i}.png"
+        for (probability, classname), words in zip(p, shown.split(", "), strict=True):
+            assert words.startswith(classname.replace("_", " ") + " ") and words.endswith(" %")
+            assert float(words.split()[-2]) == pytest.approx(100 * probability, abs=.11)
+    assert not Path("run/evaluation").exists()
+
+
+def test_photos_with_names_never_trained(own):
+    """One name a line, or train.py's `folder<TAB>name`."""
+    picture(3).save("photo.png")
+    words = ["run", "--image", "photo.png", "--classnames"]
+    Path("names.txt").write_text("\ufeffgrüner Frosch\n\n  red fox \nsea_lake\n", encoding="utf-8")
+    line = evaluated(*words, "names.txt")
+    assert all(name in line for name in ("grüner Frosch", "red fox", "sea lake")) and line.count("%") == 3
+    Path("tabs.tsv").write_text("n1\tgrüner Frosch\nn2\tred fox\nn3\tsea_lake\n", encoding="utf-8")
+    assert evaluated(*words, "tabs.tsv") == line
+    Path("none.txt").write_text("\n\n")
+    assert "none.txt: expected class names" in refused(*words, "none.txt", main=evaluate.main)
+    Path("long.txt").write_text("cat " * 90)
+    assert "tokens where CLIP takes 77" in refused(*words, "long.txt", main=evaluate.main)
+    assert "missing.txt" in refused(*words, "missing.txt", main=evaluate.main)
+
+
+def test_photo_is_turned_by_exif(own):
+    upright = Image.new("RGB", (40, 40), "white")
+    upright.paste((200, 0, 0), (0, 0, 40, 20))                          # red above
+    upright.save("upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 3                                                    # stored upside down
+    upright.rotate(180).save("turned.png", exif=exif)
+    upright.rotate(180).save("wrong.png")
+    printed = evaluated("run", "--image", "upright.png", "turned.png", "wrong.png")
+    lines = [line.partition(": ")[2] for line in printed.split("\n")]
+    assert lines[0] == lines[1] != lines[2]
+
+
+# ------------------------------------------------------------------------------------------------------------- measures
+
+@pytest.mark.parametrize("method", ["zeroshot", "coop", "cocoop", "maple"])
+def test_measures_against_loops(small_clip, method):
+    """Images of three batches, the last a small one: averages go over images, not over batches."""
+    learner = prompts.build(method, small_clip, ["cat", "dog", "red fox", "owl"], n_ctx=2)
+    fill_learned(learner)
+    z = F.normalize(torch.randn(7, 64), dim=1)
+    y = torch.tensor([0, 1, 2, 3, 0, 0, 2])
+    found, probabilities = evaluate.measure(learner, z, y, batch_size=3)
+    with torch.no_grad():
+        sets = learner.text_features(z).tolist()
+    sets = sets if learner.per_image else [sets] * 7
+    dot = lambda a, b: sum(p * q for p, q in zip(a, b))
+    right, lcd, rms, mid = 0, 0, 0, 0
+    for n in range(7):
+        cosines = [dot(z[n].tolist(), g) for g in sets[n]]
+        right += cosines.index(max(cosines)) == y[n]
+        errors = [dot(sets[n][i], sets[n][j]) + 1 / 3 for i in range(4) for j in range(4) if i != j]
+        lcd += sum(errors) / 12 / 7
+        rms += (sum(e * e for e in errors) / 12) ** .5 / 7
+        mid += (cosines[y[n]] - 1) / 7
+        exact = [2.718281828459045 ** (100 * c - 100 * max(cosines)) for c in cosines]
+        assert probabilities[n].tolist() == pytest.approx([e / sum(exact) for e in exact], abs=1e-4)
+    assert found == {"accuracy": pytest.approx(100 * right / 7), "delta_lcd": pytest.approx(lcd, abs=1e-5),
+                     "delta_mid": pytest.approx(mid, abs=1e-5), "lcd_rms": pytest.approx(rms, abs=1e-5)}
+
+
+@pytest.mark.parametrize("method, times", [("zeroshot", 1), ("coop", 1), ("maple", 1), ("cocoop", 4)])
+def test_text_features_are_made_once_for_an_evaluation(small_clip, tmp_path, monkeypatch, method, times):
+    """Of 350 images in batches of 100; only CoCoOp's depend on the image."""
+    dataset = toy("ab", [(str(i), i % 2) for i in range(350)])
+    learner = prompts.build(method, small_clip, ["c"])
+    made, encode = [], small_clip.encode_prompts
+    monkeypatch.setattr(small_clip, "encode_prompts", lambda *a: made.append(1) or encode(*a))
+    evaluate.evaluate_classes(learner, dataset, [0, 1], [1, 1], tmp_path)
+    assert len(made) == times
+
+
+def test_harmonic_mean_by_hand():
+    assert evaluate.harmonic_mean(80.0, 40.0) == pytest.approx(160 / 3)
+    assert evaluate.harmonic_mean(50.0, 0.0) == 0 == evaluate.harmonic_mean(0.0, 0.0)
+    assert evaluate.harmonic_mean(30.0, 30.0) == 30
+
+
+# --------------------------------------------------------------------------------------------------------------- figure
+
+def test_figure_without_matplotlib(own, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    line = refused("run", "--figure", "f.png", main=evaluate.main)
+    assert "--figure needs matplotlib: pip install matplotlib" in line
+
+
+@pytest.mark.parametrize("method", ["maple", "cocoop"])
+def test_figure(own, archive, method):
+    pytest.importorskip("matplotlib")
+    write_classes(own / "pair", {"cat": 8, "dog_bed": 8})
+    done("--method", method, "--epochs", 1, "--dataset", "pair", "--backbone", archive, "--out", "mine")
+    before = files(own)
+    evaluated("mine", "--figure", "f.png")
+    assert Image.open("f.png").format == "PNG" and Image.open("f.png").size[0] > 800
+    assert files(own).keys() - before.keys() == {"f.png"}
+    evaluated("mine", "--figure", "f.pdf")
+    assert Path("f.pdf").read_bytes().startswith(b"%PDF")
+    write_classes(own / "single", {"cat": 8})
+    done("--method", method, "--epochs", 1, "--dataset", "single", "--backbone", archive, "--out", "one")
+    assert "needs at least two" in refused("one", "--figure", "g.png", main=evaluate.main)
+    assert "xyz" in refused("mine", "--figure", "f.xyz", main=evaluate.main)
+    assert not list(own.glob("*.part"))
+
+
+# ---------------------------------------------------------------------------------------------------- the embedded world
+
+@pytest.fixture(scope="module")
+def world_run(tmp_path_factory):
+    """A finished run of MaPLe + NPT in the little world."""
+    out = tmp_path_factory.mktemp("world") / "run"
+    done("--method", "maple", "--npt", "--tau", "0.01", "--epochs", 2, "--out", out)
+    return out
 
 
 def rows(path):
@@ -22,71 +536,12 @@ def rows(path):
         return list(csv.reader(file))
 
 
-def run(*argv):
-    return evaluate.main([str(a) for a in argv])
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run of MaPLe in the little world."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    assert train.main(["--method", "maple", "--npt", "--tau", "0.01", "--epochs", "2", "--out", str(out)]) == 0
-    return out
-
-
-@pytest.fixture
-def a_run(finished, at):
-    return Path(shutil.copytree(finished, at / "run"))
-
-
-# ------------------------------------------------------------------------------------------------------------- measures
-
-def test_harmonic_mean_by_hand():
-    assert evaluate.harmonic_mean(60.0, 30.0) == pytest.approx(40)      # 2 * 1800 / 90
-    assert evaluate.harmonic_mean(0.0, 0.0) == 0
-
-
-def test_recalls_by_hand():
-    recall, n = evaluate.recalls(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 1]), 3)
-    assert n.tolist() == [3, 1, 0] and recall[:2].tolist() == pytest.approx([200 / 3, 100]) and recall[2].isnan()
-
-
-@pytest.mark.parametrize("method", ["maple", "coop", "cocoop"])
-def test_measures_equal_loops(small_clip, method):
-    learner = prompts.build(method, small_clip, ["cat", "dog bed", "owl"], n_ctx=2)
-    fill_learned(learner)
-    images, y = torch.randn(7, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    with torch.no_grad():
-        logits, z, g = learner(images)
-    found, probabilities = evaluate.measure(learner, z, y, batch_size=3)
-    sets = [g[n] if method == "cocoop" else g for n in range(7)]
-    right = sum(int(logits[n].argmax() == y[n]) for n in range(7))
-    pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
-    lcd = sum(float(s[i] @ s[j]) + 1 / 2 for s in sets for i, j in pairs) / (7 * 6)
-    rms = sum((sum((float(s[i] @ s[j]) + 1 / 2) ** 2 for i, j in pairs) / 6) ** .5 for s in sets) / 7
-    mid = sum(float(z[n] @ sets[n][y[n]]) - 1 for n in range(7)) / 7
-    assert found == {"accuracy": pytest.approx(100 * right / 7), "delta_lcd": pytest.approx(lcd, abs=1e-5),
-                     "delta_mid": pytest.approx(mid, abs=1e-5), "lcd_rms": pytest.approx(rms, abs=1e-5)}
-    torch.testing.assert_close(probabilities, logits.softmax(dim=1), atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("method, times", [("maple", 1), ("coop", 1), ("cocoop", 3)])
-def test_texts_are_encoded_once_for_an_evaluation(small_clip, method, times, monkeypatch):
-    learner = prompts.build(method, small_clip, ["cat", "dog", "owl"])
-    calls, real = [], small_clip.encode_prompts
-    monkeypatch.setattr(small_clip, "encode_prompts", lambda *a: calls.append(1) or real(*a))
-    evaluate.measure(learner, torch.nn.functional.normalize(torch.randn(7, 64)), torch.zeros(7, dtype=torch.long), 3)
-    assert len(calls) == times                              # CoCoOp's belong to images: once a batch
-
-
-# ----------------------------------------------------------------------------------------------------------- whole runs
-
-def test_files_agree_with_each_other_and_with_the_run(a_run, capsys):
-    before = (a_run / "prompts.pt").read_bytes()
-    assert run(a_run) == 0
-    result = json.loads((a_run / "result.json").read_text())
+def test_files_agree_with_each_other_and_with_the_run(world_run, capsys):
+    before = (world_run / "prompts.pt").read_bytes()
+    assert evaluate.main([str(world_run)]) == 0
+    result = json.loads((world_run / "result.json").read_text())
     for half in ("base", "novel"):
-        folder = a_run / "evaluation" / half
+        folder = world_run / "evaluation" / half
         head, *predictions = rows(folder / "predictions.csv")
         assert head == ["picture", "class", "predicted", "probability"] and len(predictions) == 12 * 50
         right = sum(k == p for _, k, p, _ in predictions)
@@ -98,102 +553,22 @@ def test_files_agree_with_each_other_and_with_the_run(a_run, capsys):
             hits = sum(k == name == p for _, k, p, _ in predictions)
             assert name == same and n == "50" and float(recall) == pytest.approx(2 * hits, abs=.01)
             assert int(line[names.index(name) - 1]) == hits and sum(map(int, line)) == 50
-    groups = [row[2] for row in rows(a_run / "evaluation/base/per_class.csv")[1:]]
+    groups = [row[2] for row in rows(world_run / "evaluation/base/per_class.csv")[1:]]
     assert groups == ["many"] * 2 + ["medium"] * 3 + ["few"] * 7            # 16 11 7 5 3 2 1 1 1 1 1 1
-    assert {row[2] for row in rows(a_run / "evaluation/novel/per_class.csv")[1:]} == {"unseen"}
+    assert {row[2] for row in rows(world_run / "evaluation/novel/per_class.csv")[1:]} == {"unseen"}
     text = capsys.readouterr().out
     assert f"harmonic mean {result['harmonic_mean']:.2f}" in text and "many " in text and "few " in text
-    first = (a_run / "evaluation/base-to-novel.json").read_bytes()
-    assert run(a_run) == 0
-    assert (a_run / "evaluation/base-to-novel.json").read_bytes() == first  # twice the same
-    assert (a_run / "prompts.pt").read_bytes() == before                    # and it trained nothing
+    first = (world_run / "evaluation/base-to-novel.json").read_bytes()
+    assert evaluate.main([str(world_run)]) == 0
+    assert (world_run / "evaluation/base-to-novel.json").read_bytes() == first  # twice the same
+    assert (world_run / "prompts.pt").read_bytes() == before                    # and it trained nothing
 
 
-def test_evaluation_builds_no_optimizer(a_run, monkeypatch):
-    monkeypatch.setattr(torch.optim.Optimizer, "__init__", lambda *_: pytest.fail("an evaluation must not train"))
-    assert run(a_run, "--classes", "all", "--out", "e") == 0
-    assert len(rows("e/all/per_class.csv")) == 25
-
-
-def test_transfer_to_other_label_spaces_and_styles(a_run, capsys):
-    assert run(a_run, "--task", "cross-dataset", "--targets", "world_colours", "world_shapes") == 0
-    assert run(a_run, "--task", "domain-generalization", "--targets", "world_blur") == 0
-    found = json.loads((a_run / "evaluation/cross-dataset.json").read_text())["results"]
-    assert list(found) == ["world_colours", "world_shapes"]
-    for target, K in (("world_colours", 8), ("world_shapes", 10)):
-        predictions = rows(a_run / "evaluation" / target / "predictions.csv")[1:]
-        accuracy = 100 * sum(k == p for _, k, p, _ in predictions) / (50 * K)
-        assert found[target]["accuracy"] == pytest.approx(accuracy) and found[target]["num_classes"] == K
-        assert found[target]["zeroshot"] > 150 / K
-    text = capsys.readouterr().out
-    mean = sum(r["accuracy"] for r in found.values()) / 2
-    assert "zero-shot" in text and f"{mean:.2f}" in text
-
-
-def test_imagenet_a_is_scored_on_its_own_classes(a_run):
-    """Class folders by WordNet id; labels by id, whatever stands at that position among the 1,000."""
-    folder = Path("data/imagenet-adversarial/imagenet-a")
-    colour_folder(folder, ["n01498041", "n01531178", "n02099601"], 2)
-    assert run(a_run, "--task", "domain-generalization", "--targets", "imagenet_a", "--data-root", "data") == 0
-    per_class = rows(a_run / "evaluation/imagenet_a/per_class.csv")[1:]
-    assert [row[0] for row in per_class] == ["stingray", "goldfinch", "Golden Retriever"]
-
-
-def test_photos_and_other_class_names(a_run, capsys):
-    dataset = data.load("world")
-    name, label = dataset.test[0]
-    dataset.open(name).save("photo.png")
-    Path("names.txt").write_text("red square\ngreen_leaf\n")
-    assert run(a_run, "--image", "photo.png", "photo.png") == 0
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == 2 and lines[0] == lines[1] and lines[0].startswith("photo.png: ") and lines[0].count("%") == 5
-    learner, _ = evaluate.load_run(a_run)
-    pixels = data.transform(32, train=False)(Image.open("photo.png").convert("RGB"))
-    with torch.no_grad():
-        best = learner(pixels[None])[0].softmax(dim=1)[0].max()
-    assert f"{100 * best:.1f} %" in lines[0]
-    assert run(a_run, "--image", "photo.png", "--classnames", "names.txt") == 0
-    line = capsys.readouterr().out
-    assert "red square" in line and "green leaf" in line and line.count("%") == 2
-
-
-def test_figure(a_run, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "matplotlib", None)
-        assert run(a_run, "--figure", "f.png") == 2
-    assert "--figure needs matplotlib: pip install matplotlib" in capsys.readouterr().err
-    pytest.importorskip("matplotlib")
-    assert run(a_run, "--figure", "f.png") == 0
-    assert Image.open("f.png").size[0] > 600
-
-
-@pytest.mark.parametrize("damage, argv, message", [
-    (lambda run: shutil.rmtree(run), [], "is no finished run"),
-    (lambda run: (run / "result.json").unlink(), [], "is no finished run"),
-    (lambda run: (run / "prompts.pt").write_bytes(b"x"), [], "not a run's learned tensors"),
-    (None, ["--image", "none.png"], "none.png: picture not found"), (None, ["--image", "run"], "not a readable picture|Is a dir"),
-    (None, ["--task", "cross-dataset", "--targets", "world_shape"], "unknown dataset 'world_shape'; did you mean world_shapes"),
-    (None, ["--image", "x.png", "--classnames", "none.txt"], "none.txt"),
-])
-def test_bad_input_is_one_line_and_code_2(a_run, capsys, damage, argv, message):
-    import re
-    if damage:
-        damage(a_run)
-    assert run(a_run, *argv) == 2
-    error = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
-    assert error.startswith("error: ") and re.search(message, error), error
-
-
-def test_script_without_a_run(at):
-    done = subprocess.run([sys.executable, evaluate.__file__, "nowhere"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: nowhere is no finished run") and not done.stdout
-
-
-def test_low_precision_agrees_on_the_embedded_world(finished):
+def test_low_precision_agrees_on_the_embedded_world(world_run):
     """bfloat16: the same predictions on 99 % of the test images, accuracy within 0.5 points."""
     dataset, predicted = data.load("world"), {}
     for dtype in (torch.float32, torch.bfloat16):
-        learner, _ = evaluate.load_run(finished, dtype=dtype, classnames=dataset.classnames[:12])
+        learner, _ = evaluate.load_run(world_run, dtype=dtype, classnames=dataset.classnames[:12])
         items = data.select(dataset.test, range(12))
         z, y = evaluate.image_features(learner, evaluate.pictures(dataset, items, learner.clip))
         result, probabilities = evaluate.measure(learner, z, y)

@@ -1,271 +1,764 @@
-"""train.py: the schedule and the steps of the originals, what a run leaves, and what it refuses."""
-import argparse
+"""train.py as its user meets it: runs on the little world, EuroSAT's layout and a folder, and what it refuses."""
 import csv
 import io
 import json
 import math
+import random
 import re
 import subprocess
 import sys
+import types
 import urllib.error
 from pathlib import Path
 
 import pytest
 import textbook
 import torch
-import torch.nn.functional as F
-from conftest import colour_folder, hash_state, openai_archive
+import torchvision
+from conftest import fill_learned, hash_state, openai_archive
+from PIL import Image
+from small_runs import call, done, eurosat, files, picture, read, refused, write_classes
 
 import clip_model
 import data
+import evaluate
 import prompts
 import train
+from assets import world
 
-EUROSAT = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop",
-           "Residential", "River", "SeaLake"]
-
-
-def rows(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def run(*argv):
-    return train.main([str(a) for a in argv])
-
-
-# ---------------------------------------------------------------------------------------------------------- optimisation
-
-def test_learning_rate_by_hand():
-    # E = 5, lr = 0.0035: 1e-5, then 0.00175 (1 + cos(0, 36, 72, 108 degrees))
-    expected = [1e-5, .0035, .00175 * 1.809017, .00175 * 1.309017, .00175 * .690983]
-    assert [train.learning_rate(e, 5, .0035) for e in range(5)] == pytest.approx(expected, rel=1e-5)
-
-
-def test_defaults_are_the_papers_and_follow_the_method():
-    def resolved(*argv):
-        args = train.parse(list(argv))
-        train.resolve(args, data.load("world"))
-        return args.epochs, args.batch_size, args.lr, args.n_ctx, args.ctx_init, args.w1, args.w2
-
-    assert resolved("--method", "maple", "--npt") == (5, 4, .0035, 2, "a photo of a", .3, .8)
-    assert resolved("--method", "cocoop") == (5, 4, .0035, 4, "a photo of a", 0, 0)
-    assert resolved("--method", "coop") == (50, 32, .002, 16, None, 0, 0)
-    assert resolved("--method", "maple", "--npt", "--w1", "0")[5:] == (0, .8)
-
-
-def test_imagenet_as_a_source_gets_maples_transfer_settings():
-    args = train.parse(["--method", "maple", "--dataset", "imagenet", "--classes", "all"])
-    train.resolve(args, data.Dataset("imagenet", ["a"], "{}", [], [], [], "", True, {}))
-    assert (args.epochs, args.lr, args.prompt_depth) == (2, .0026, 3)
-
-
-@pytest.mark.parametrize("method", ["coop", "cocoop", "maple"])
-def test_training_equals_a_loop_in_the_textbook_form(small_clip, method):
-    """Two epochs of SGD (momentum 0.9, weight decay 5e-4, written out) on the textbook form, Eq. (7) as printed sums of
-    squares, on the same batches: the same learned tensors."""
-    torch.manual_seed(3)
-    names = ["cat", "river bridge", "oak"]
-    dataset = data.load("world")
-    items = dataset.train[:4] + dataset.train[40:43] + dataset.train[70:73]         # 10 pictures, 2 batches of 4
-    items = [(name, i % 3) for i, (name, _) in enumerate(items)]
-    args = argparse.Namespace(epochs=2, batch_size=4, lr=.01, w1=.3, w2=.8, ew=1.0, eh=1.0, reduction="mean")
-
-    def learner():
-        torch.manual_seed(5)
-        return prompts.build(method, small_clip, names, n_ctx=2, prompt_depth=2 if method == "maple" else None)
-
-    fast, slow = learner(), learner()
-    torch.manual_seed(7)
-    log = io.StringIO()
-    train.train(fast, dataset, items, args, log)
-
-    torch.manual_seed(7)
-    view = data.transform(32, train=True, crop_scale=dataset.crop_scale)
-    learned = prompts.trainable(slow)
-    speed = {name: torch.zeros_like(p) for name, p in learned.items()}
-    logged = []
-    batches = torch.utils.data.DataLoader(data.Pictures(dataset, items, view), batch_size=4, shuffle=True, drop_last=True)
-    for lr in (1e-5, .01):
-        for images, y in batches:
-            logits, z, g = textbook.forward(slow, images)
-            sets = g if g.ndim == 3 else g[None].expand(len(z), -1, -1)
-            l_clip = -sum(F.log_softmax(logits[n], 0)[y[n]] for n in range(4)) / 4
-            l_lc = sum((s[i] @ s[j] + 1 / 2) ** 2 for s in sets for i in range(3) for j in range(3) if i != j) / (4 * 6)
-            l_mi = sum((z[n] @ sets[n][y[n]] - 1) ** 2 for n in range(4)) / 4
-            loss = l_clip + .3 * l_lc + .8 * l_mi
-            logged.append((loss.item(), l_clip.item(), l_lc.item(), l_mi.item()))
-            for (name, p), grad in zip(learned.items(), torch.autograd.grad(loss, list(learned.values()))):
-                speed[name] = .9 * speed[name] + grad + 5e-4 * p.detach()
-                p.data -= lr * speed[name]
-    assert len(logged) == 4
-    for name, p in prompts.trainable(fast).items():
-        torch.testing.assert_close(p, learned[name], atol=2e-5, rtol=1e-3, msg=lambda m: f"{name}: {m}")
-    log.seek(0)
-    for row, expected in zip(csv.DictReader(log), logged, strict=True):
-        assert [float(row[n]) for n in ("loss", "l_clip", "l_lc", "l_mi")] == pytest.approx(expected, rel=1e-3, abs=1e-4)
-
-
-# ------------------------------------------------------------------------------------------------------------ whole runs
-
-def test_bare_command_in_a_process_of_its_own(at):
-    done = subprocess.run([sys.executable, Path(train.__file__)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((at / "runs/world-maple-npt-tau0.01-seed1/result.json").read_text())
-    assert (result["dataset"], result["method"], result["npt"], result["tau"], result["seed"]) == \
-        ("world", "maple", True, .01, 1)
-    assert result["class_counts"] == [16, 11, 7, 5, 3, 2, 1, 1, 1, 1, 1, 1]
-    b, n = result["base"], result["novel"]
-    assert 100 / 12 < n < 100 and result["harmonic_mean"] == pytest.approx(2 * b * n / (b + n), abs=1e-4)
-    assert result["delta_lcd"] > 0 > result["delta_mid"]
-    for words in ("[u_1] [u_2] of a ", "images    50: 16 11 7", "min/max = 0.0625 where tau = 0.01", "zero-shot  ", "maple + NPT"):
-        assert words in done.stdout
-    assert f"{b:.2f}" in done.stdout.splitlines()[-2]
-
-
-def test_what_a_run_leaves(at):
-    assert run("--method", "cocoop", "--tau", "0.01", "--epochs", "2", "--out", "r") == 0
-    assert {p.name for p in at.iterdir()} == {"r"}
-    assert {p.name for p in (at / "r").iterdir()} == {"prompts.pt", "log.csv", "drawn.csv", "run.json", "result.json"}
-    saved = torch.load("r/prompts.pt", weights_only=True)
-    assert set(saved["learned"]) == {"ctx", *(f"meta_net.linear{i}.{p}" for i in (1, 2) for p in ("weight", "bias"))}
-    assert saved["settings"]["method"] == "cocoop" and saved["settings"]["backbone"] == "tiny"
-    assert saved["settings"]["trained_classes"] == data.load("world").classnames[:12]
-    drawn = rows("r/drawn.csv")
-    assert len(drawn) == 50 and all(row["picture"].split("/")[1] == row["class"] for row in drawn)
-    log = rows("r/log.csv")
-    assert len(log) == 2 * (50 // 4)                                # the last, incomplete batch is dropped
-    assert all(row["loss"] == row["l_clip"] for row in log)         # without --npt
-    facts = json.loads(Path("r/run.json").read_text())
-    assert facts["versions"]["torch"] == torch.__version__ and "CenterCrop" in facts["test_transform"]
-    assert facts["lr"] == .0035 and facts["prompts"][0].startswith("[u_1] [u_2] [u_3] [u_4] ")
-
-
-def test_one_seed_one_result_and_another_seed_another_draw(at):
-    common = ("--method", "maple", "--npt", "--tau", "0.01", "--epochs", "2")
-    for out, seed in (("a", ("--seed", 1)), ("b", ("--seed", 1)), ("c", ("--seed", 2)), ("d", ("--seed", 2, "--draw-seed", 1))):
-        assert run(*common, *seed, "--out", out) == 0
-    read = lambda run, file: Path(run, file).read_bytes()
-    assert read("a", "result.json") == read("b", "result.json") and read("a", "log.csv") == read("b", "log.csv")
-    assert read("a", "drawn.csv") != read("c", "drawn.csv")
-    assert read("a", "drawn.csv") == read("d", "drawn.csv") and read("a", "log.csv") != read("d", "log.csv")
+SCRIPT = Path(train.__file__)
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "ViT.pt"
+    path = tmp_path_factory.mktemp("weights") / "small.pt"
     openai_archive(hash_state(), path)
     return path
 
 
-@pytest.mark.parametrize("with_split", [True, False])
-def test_the_eurosat_command(at, archive, capsys, with_split):
-    folder = colour_folder(at / "data/eurosat/2750", EUROSAT, 40)
-    if with_split:
-        split = {"train": [], "val": [], "test": []}
-        for k, name in enumerate(EUROSAT):
-            for i in range(40):
-                part = "train" if i < 20 else "val" if i < 28 else "test"
-                split[part].append([f"{name}/{name}_{i + 1}.jpg", k, data.EUROSAT[name]])
-        (folder.parent / "split_zhou_EuroSAT.json").write_text(json.dumps(split))
-    assert run("--method", "maple", "--npt", "--tau", "0.01", "--dataset", "eurosat", "--backbone", archive) == 0
-    result = json.loads(Path("runs/eurosat-maple-npt-tau0.01-seed1/result.json").read_text())
-    assert result["official_split"] == with_split and result["class_counts"] == [16, 5, 2, 1, 1]
-    assert ("CoOp's split_zhou_EuroSAT.json" if with_split else "not CoOp's") in result["split"]
-    assert None not in (result["base"], result["novel"], result["harmonic_mean"])
-    text = capsys.readouterr().out
-    assert "[u_1] [u_2] of a Annual Crop Land." in text and "16 5 2 1 1; min/max = 0.0625" in text
+# ----------------------------------------------------------------------------------------------------- the bare command
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """`python train.py`, in a process of its own -> its working directory and what it printed."""
+    folder = tmp_path_factory.mktemp("bare")
+    process = subprocess.run([sys.executable, SCRIPT], cwd=folder, capture_output=True, text=True, timeout=180)
+    assert process.returncode == 0, process.stderr
+    return folder, process.stdout
 
 
-def test_eurosat_without_data_or_weights_is_one_line(at, archive, capsys, monkeypatch):
-    def no_network(*_, **__):
-        raise urllib.error.URLError("no network")
-
-    import torchvision
-    monkeypatch.setattr(torchvision.datasets, "EuroSAT", no_network)
-    monkeypatch.setattr(clip_model, "CACHE", at / "cache")
-    monkeypatch.setattr(clip_model, "URL", "http://127.0.0.1:9")
-    command = ("--method", "maple", "--npt", "--tau", "0.01", "--dataset", "eurosat")
-    assert run(*command) == 2
-    error = capsys.readouterr().err.strip()
-    assert "EuroSAT.zip" in error and "eurosat/2750" in error and "\n" not in error
-    colour_folder(at / "data/eurosat/2750", EUROSAT, 40)
-    assert run(*command) == 2
-    error = capsys.readouterr().err.strip()
-    assert "could not download ViT-B-16.pt" in error and str(at / "cache") in error and "\n" not in error
-
-
-def test_a_folder_of_ones_own_and_few_images(at, capsys, monkeypatch):
-    colour_folder(at / "mine", ["bär", "red fox", "owl"], 10)
-    assert run("--method", "maple", "--dataset", "mine", "--backbone", "tiny", "--epochs", "2") == 0
-    text = capsys.readouterr().out
-    assert "3 classes have fewer images than asked for and give all they have: bär, owl, red fox" in text
-    assert "images    15: 5 5 5" in text and "near chance" in text
-    result = json.loads(Path("runs/mine-maple-tau1-seed1/result.json").read_text())
-    assert result["classes"] == "all" and result["base"] is None and 0 <= result["all"] <= 100
-    assert run("--method", "maple", "--dataset", "mine", "--backbone", "tiny", "--epochs", "2") == 0
-    assert Path("runs/mine-maple-tau1-seed1-2/result.json").exists()        # the first run is not overwritten
+def test_bare_command_leaves_a_run_and_prints_the_table(bare):
+    folder, printed = bare
+    assert [p.name for p in folder.iterdir()] == ["runs"]
+    run, = (folder / "runs").iterdir()
+    assert run.name == "world-maple-npt-tau0.01-seed1"
+    assert sorted(files(run)) == ["drawn.csv", "log.csv", "prompts.pt", "result.json", "run.json"]
+    result = json.loads((run / "result.json").read_text())
+    expected = {"dataset": "world", "method": "maple", "npt": True, "tau": .01, "seed": 1}
+    assert {key: result[key] for key in expected} == expected
+    base, novel = result["base"], result["novel"]
+    assert result["harmonic_mean"] == pytest.approx(2 / (1 / base + 1 / novel), abs=1e-4)
+    for numbers in (result, result["zeroshot"]):
+        assert 100 / 12 < numbers["base"] < 100 and 100 / 12 < numbers["novel"] < 100   # above chance, below perfect
+        assert 0 < numbers["delta_lcd"] < 1 + 1 / 11 and -2 < numbers["delta_mid"] < 0
+    # the last lines are the table of both, and its numbers are those of the file
+    head, zero, tuned = printed.strip().split("\n")[-4:-1]
+    assert head.split() == ["base", "novel", "harmonic_mean", "Delta_LCD", "Delta_MID"]
+    for line, label, numbers in ((zero, "zero-shot", result["zeroshot"]), (tuned, "maple + NPT", result)):
+        assert line.startswith(label)
+        assert line.split()[-5:] == [f"{numbers[k]:.{n}f}" for k, n in (
+            ("base", 2), ("novel", 2), ("harmonic_mean", 2), ("delta_lcd", 4), ("delta_mid", 4))]
+    assert f"[u_1] [u_2] of a {world.draw('world')[0][0]}." in printed
+    assert "objective L_CLIP + 0.3 L_LC + 0.8 L_MI (mean)" in printed and "near chance" not in printed
 
 
-def test_zero_shot_is_a_run_too(at):
-    assert run("--method", "zeroshot", "--out", "z") == 0
-    result = json.loads(Path("z/result.json").read_text())
-    assert result["base"] == result["zeroshot"]["base"] and result["novel"] == result["zeroshot"]["novel"]
+def test_bare_command_draws_n_k_images_of_the_base_classes(bare):
+    run, = (bare[0] / "runs").iterdir()
+    rows = read(run / "drawn.csv")
+    names = world.draw("world")[0]
+    n = [sum(row["class"] == name for row in rows) for name in names]
+    assert n == [16, 11, 7, 5, 3, 2, 1, 1, 1, 1, 1, 1] + [0] * 12      # 16 x 0.01^(k/11), at least 1; no novel class
+    assert json.loads((run / "result.json").read_text())["class_counts"] == n[:12]
+    assert all(row["picture"].startswith(f"train/{row['class']}/") for row in rows)
+    assert "images    50: 16 11 7 5 3 2 1 1 1 1 1 1; min/max = 0.0625 where tau = 0.01" in bare[1]
 
 
-def test_a_collapsed_run_is_flagged(at, capsys):
-    assert run("--method", "coop", "--tau", "0.01", "--epochs", "2", "--lr", "0", "--n-ctx", "40", "--out", "r") == 0
-    last = sum(float(row["l_clip"]) for row in rows("r/log.csv")[-1:])
-    assert ("this run has collapsed" in capsys.readouterr().out) == (last > .95 * math.log(12))
+def test_log_has_every_step_with_its_rate_and_eq7(bare):
+    run, = (bare[0] / "runs").iterdir()
+    rows = [{k: float(v) for k, v in row.items()} for row in read(run / "log.csv")]
+    # 50 images in batches of 4 are 12 steps: the two left over are dropped
+    assert [(r["epoch"], r["step"]) for r in rows] == [(e, 12 * e + s + 1) for e in range(5) for s in range(12)]
+    by_hand = [1e-5, .0035, .00316578, .00229078, .00120922]           # cos of 0, 36, 72, 108 degrees
+    assert [rows[12 * e]["lr"] for e in range(5)] == pytest.approx(by_hand, rel=1e-5)
+    assert len({r["lr"] for r in rows}) == 5
+    for r in rows:
+        assert r["loss"] == pytest.approx(r["l_clip"] + .3 * r["l_lc"] + .8 * r["l_mi"], rel=2e-5)
+        assert r["l_lc"] > 0 and r["l_mi"] > 0
 
 
-# ------------------------------------------------------------------------------------------------------------- bad input
-
-BAD = [
-    (["--dataset", "eurosta"], "unknown dataset 'eurosta'; did you mean eurosat"),
-    (["--dataset", "no/such/folder"], "no such folder"),
-    (["--tau", "0"], "tau"), (["--tau", "-1"], "tau"), (["--tau", "2"], "tau"), (["--tau", "nan"], "tau"),
-    (["--shots", "0"], "at least 1"),
-    (["--method", "maple", "--prompt-depth", "5"], "prompt depth must be from 1 to 3"),
-    (["--method", "coop", "--prompt-depth", "2"], "--prompt-depth is no setting of coop"),
-    (["--method", "cocoop", "--n-ctx", "2", "--ctx-init", "a photo of a"], "leave one of them out"),
-    (["--w1", "1"], "add --npt"), (["--method", "zeroshot", "--npt"], "trains nothing"),
-    (["--epochs", "0"], "at least 1"), (["--lr", "nan"], "--lr must be a finite number"),
-    (["--npt", "--w1", "-1"], "--w1 must be"), (["--npt", "--ew", "0"], "--ew must be"),
-    (["--backbone", "RN50"], "is a ResNet"), (["--backbone", "nothing.pt"], "no CLIP model or file 'nothing.pt'"),
-    (["--backbone", "garbage.pt"], "not a weights file"), (["--backbone", "short.pt"], "unreadable|not a weights file"),
-    (["--dataset", "corrupt", "--backbone", "tiny"], "owl_2.jpg: not a readable picture"),
-    (["--dataset", "hollow", "--backbone", "tiny"], "class folder without a picture"),
-    (["--dataset", "world", "--classnames", "names.txt"], "for a folder of one's own"),
-    (["--out", "finished"], "holds a finished run"),
-    (["--npt", "--lr", "1e30"], "(loss|l_clip|l_lc|l_mi) became (nan|inf) at step"),
-]
+def test_run_json_has_the_arguments_resolved(bare):
+    run, = (bare[0] / "runs").iterdir()
+    facts = json.loads((run / "run.json").read_text())
+    expected = dict(w1=.3, w2=.8, epochs=5, batch_size=4, lr=.0035, n_ctx=2, ctx_init="a photo of a", prompt_depth=3,
+                    shots=16, seed=1, draw_seed=1, backbone="tiny", classes="base")     # of nine layers, three exist
+    assert {k: facts[k] for k in expected} == expected
+    assert facts["versions"]["torch"] == torch.__version__ and len(facts["prompts"]) == 12
+    assert "RandomResizedCrop" in facts["train_transform"] and "CenterCrop" in facts["test_transform"]
 
 
-@pytest.mark.parametrize("argv, message", BAD, ids=[" ".join(argv) for argv, _ in BAD])
-def test_bad_input_is_one_clear_line_and_code_2(at, archive, capsys, argv, message):
-    Path("garbage.pt").write_text("no weights")
-    Path("short.pt").write_bytes(archive.read_bytes()[:-3000])
-    colour_folder(at / "corrupt", ["cat", "owl"], 6)
-    (at / "corrupt/owl/owl_2.jpg").write_bytes(b"\xff\xd8 no jpeg")
-    colour_folder(at / "hollow", ["cat", "owl"], 6)
-    (at / "hollow/empty").mkdir()
-    Path("finished").mkdir()
-    Path("finished/result.json").write_text("{}")
-    assert run(*argv) == 2
-    error = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
-    assert len(error) == 1
-    assert re.search(message, error[0]), error[0]
-    assert Path("finished/result.json").read_text() == "{}"
-    assert not list(Path(".").glob("runs/*/result.json"))
+def test_learned_tensors_only_and_no_pickle(bare):
+    run, = (bare[0] / "runs").iterdir()
+    saved = torch.load(run / "prompts.pt", weights_only=True)
+    w, w_v, K = 128, 128, 12
+    shapes = {"ctx": (2, w), "proj.weight": (w_v, w), "proj.bias": (w_v,)}
+    for j in range(2):
+        shapes |= {f"compound_prompts_text.{j}": (2, w), f"compound_prompt_projections.{j}.weight": (w_v, w),
+                   f"compound_prompt_projections.{j}.bias": (w_v,)}
+    assert {n: tuple(t.shape) for n, t in saved["learned"].items()} == shapes       # nothing has K in its shape
+    assert (saved["settings"]["method"], saved["settings"]["backbone"]) == ("maple", "tiny")
+    assert len(saved["settings"]["trained_classes"]) == K
+    assert (run / "prompts.pt").stat().st_size < 400_000
 
 
-def test_no_traceback_from_the_script(at):
-    done = subprocess.run([sys.executable, Path(train.__file__), "--tau", "7"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: tau") and done.stderr.count("\n") == 1
+def test_same_seed_same_bytes(bare, at):
+    """The first run was a process of its own; this one shares a process with other tests."""
+    first, = (bare[0] / "runs").iterdir()
+    done("--method", "maple", "--npt", "--tau", .01, "--out", "again")
+    for name in ("result.json", "log.csv", "drawn.csv"):
+        assert Path("again", name).read_bytes() == (first / name).read_bytes()
+    tokens = lambda run: torch.load(run / "prompts.pt", weights_only=True)["learned"]
+    assert all(torch.equal(t, tokens(first)[n]) for n, t in tokens(Path("again")).items())
 
 
-def test_an_interrupted_run_leaves_no_finished_folder(at, monkeypatch, capsys):
-    monkeypatch.setattr(train, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert run("--method", "maple", "--out", "r") == 130
-    assert [p.name for p in at.iterdir()] == ["r.part"] and "interrupted" in capsys.readouterr().err
+def test_draw_seed_and_seed_are_told_apart(at, archive):
+    """--seed moves draw and batches; --draw-seed fixes the draw alone."""
+    pictures = write_classes(at / "pets", {"cat": 24, "dog": 24})
+    for out, *words in (("a",), ("b", "--seed", 2), ("c", "--seed", 2, "--draw-seed", 1), ("d", "--draw-seed", 2)):
+        done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--shots", 4, "--dataset", pictures, "--batch-size", 4,
+             "--backbone", archive, "--out", out, *words)
+    drawn = {run: Path(run, "drawn.csv").read_text() for run in "abcd"}
+    log = {run: Path(run, "log.csv").read_text() for run in "abcd"}
+    assert drawn["a"] == drawn["c"] != drawn["b"] == drawn["d"]
+    assert len(set(log.values())) == 4
+
+
+# -------------------------------------------------------------------------------------- training as the originals do it
+
+def toy(n=(4, 3, 2)):
+    """A dataset of pictures in memory with n_k training images a class -> dataset, items."""
+    items = [(f"{k}/{i}", k) for k, count in enumerate(n) for i in range(count)]
+    pictures = {name: picture(i) for i, (name, _) in enumerate(items)}
+    names = ["cat", "dog", "red fox"][:len(n)]
+    dataset = data.Dataset("toy", names, "a photo of a {}.", items, [], items, "", False, pictures, crop_scale=(.5, 1))
+    return dataset, items
+
+
+ARGS = dict(epochs=2, batch_size=4, lr=.05, w1=.3, w2=.8, ew=1.0, eh=1.0, reduction="mean")
+
+
+def by_hand(learner, items, pictures, args):
+    """Eq. (7) in loops over the textbook form, SGD with momentum and weight decay written out.
+
+    -> learned tensors, and (loss, L_CLIP, L_LC, L_MI) of each step
+    """
+    bicubic = torchvision.transforms.InterpolationMode.BICUBIC
+    view = torchvision.transforms.Compose([
+        torchvision.transforms.RandomResizedCrop(32, scale=(.5, 1), interpolation=bicubic),
+        torchvision.transforms.RandomHorizontalFlip(), torchvision.transforms.ToTensor(),
+        torchvision.transforms.Normalize((.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711))])
+
+    class Views(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(items)
+
+        def __getitem__(self, i):
+            return view(pictures[items[i][0]]), items[i][1]
+
+    batches = torch.utils.data.DataLoader(Views(), batch_size=args["batch_size"], shuffle=True, drop_last=True)
+    learned = prompts.trainable(learner)
+    speed = {name: torch.zeros_like(p) for name, p in learned.items()}
+    a, b, logged = math.sqrt(args["ew"]), math.sqrt(args["eh"]), []
+    for rate in (1e-5, args["lr"]):                                     # epoch 0, then the top of the cosine
+        for images, y in batches:
+            logits, z, g = textbook.forward(learner, images)
+            B, K = logits.shape
+            g = g if g.ndim == 3 else g.expand(B, -1, -1)               # text features of each image
+            l_clip = sum(logits[n].logsumexp(0) - logits[n, y[n]] for n in range(B)) / B
+            pairs = [(i, j) for i in range(K) for j in range(K) if i != j]
+            l_lc = sum((a * a * g[n, i] @ g[n, j] + args["ew"] / (K - 1)) ** 2
+                       for n in range(B) for i, j in pairs) / len(pairs) / B
+            l_mi = sum((a * b * z[n] @ g[n, y[n]] - a * b) ** 2 for n in range(B)) / B
+            loss = l_clip + args["w1"] * l_lc + args["w2"] * l_mi
+            logged.append([t.item() for t in (loss, l_clip, l_lc, l_mi)])
+            gradients = torch.autograd.grad(loss, list(learned.values()))
+            with torch.no_grad():
+                for (name, p), gradient in zip(learned.items(), gradients):
+                    speed[name] = .9 * speed[name] + gradient + 5e-4 * p
+                    p -= rate * speed[name]
+    return {name: p.detach().clone() for name, p in learned.items()}, logged
+
+
+@pytest.mark.parametrize("method, extra", [
+    ("coop", dict(w2=.5)), ("coop", dict(ew=1.5, eh=.5)), ("cocoop", {}), ("maple", {})])
+def test_training_is_the_hand_written_loop(small_clip, method, extra):
+    dataset, items = toy()
+    args = ARGS | extra
+
+    def fresh():
+        learner = prompts.build(method, small_clip, dataset.classnames, n_ctx=2)
+        fill_learned(learner)
+        torch.manual_seed(3)
+        return learner
+
+    expected, terms = by_hand(fresh(), items, dataset.pictures, args)
+    learner, log = fresh(), io.StringIO()
+    start = {name: p.detach().clone() for name, p in prompts.trainable(learner).items()}
+    last = train.train(learner, dataset, items, types.SimpleNamespace(**args), log)
+    moved = 0
+    for name, p in prompts.trainable(learner).items():
+        distance = (expected[name] - start[name]).norm().item()
+        assert (p.detach() - expected[name]).norm() <= 2e-3 * distance + 1e-7, name
+        moved += distance
+    assert moved > .01
+    rows = list(csv.DictReader(io.StringIO(log.getvalue())))
+    assert len(rows) == 4                                               # nine images: two batches of four in each epoch
+    for row, numbers in zip(rows, terms):
+        assert [float(row[n]) for n in ("loss", "l_clip", "l_lc", "l_mi")] == pytest.approx(numbers, rel=1e-3)
+    assert last == pytest.approx((terms[2][1] + terms[3][1]) / 2, rel=1e-3)         # L_CLIP over the last epoch
+    assert not learner.training
+
+
+def test_the_frozen_clip_does_not_move(small_clip):
+    before = {name: t.clone() for name, t in small_clip.state_dict().items()}
+    dataset, items = toy()
+    learner = prompts.build("maple", small_clip, dataset.classnames)
+    train.train(learner, dataset, items, types.SimpleNamespace(**ARGS), io.StringIO())
+    assert all(torch.equal(t, before[name]) for name, t in small_clip.state_dict().items())
+
+
+def test_optimiser_is_coops(small_clip, monkeypatch):
+    made, sgd = [], torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *a, **k: made.append(sgd(*a, **k)) or made[-1])
+    dataset, items = toy()
+    learner = prompts.build("cocoop", small_clip, dataset.classnames)
+    train.train(learner, dataset, items, types.SimpleNamespace(**ARGS), io.StringIO())
+    optimizer, = made
+    group, = optimizer.param_groups
+    found = (group["momentum"], group["weight_decay"], group["dampening"], group["nesterov"])
+    assert found == (.9, 5e-4, 0, False)
+    assert {id(p) for p in group["params"]} == {id(p) for p in learner.parameters() if p.requires_grad}
+    assert len(group["params"]) == 5                                    # ctx and two linear layers
+
+
+@pytest.mark.parametrize("epochs, lr, expected", [
+    (1, .0035, [1e-5]), (2, .0026, [1e-5, .0026]), (4, 1.0, [1e-5, 1, .8535534, .5]),
+    (50, .002, [1e-5, .002, .00199803] + [None] * 46 + [7.885e-6])])    # the last: .001 (1 + cos(172.8 degrees))
+def test_schedule_by_hand(epochs, lr, expected):
+    assert len(expected) == epochs
+    for e, rate in enumerate(expected):
+        if rate is not None:
+            assert train.learning_rate(e, epochs, lr) == pytest.approx(rate, rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size, n, steps", [(4, (2, 1), 1), (3, (2, 1), 1), (2, (2, 1), 1), (1, (2, 1), 3)])
+def test_a_small_last_batch_is_dropped_unless_it_is_the_only_one(small_clip, batch_size, n, steps):
+    dataset, items = toy(n)
+    learner, log = prompts.build("coop", small_clip, dataset.classnames, n_ctx=1), io.StringIO()
+    train.train(learner, dataset, items, types.SimpleNamespace(**ARGS | dict(batch_size=batch_size, epochs=1)), log)
+    assert len(log.getvalue().strip().split("\n")) == 1 + steps
+
+
+def test_terms_that_are_switched_off_are_not_in_the_loss(at, archive):
+    pictures = write_classes(at / "pets", {"cat": 10, "dog": 10})
+    for out, words, w1, w2 in (("plain", [], 0, 0), ("lc", ["--npt", "--w2", 0], .3, 0),
+                               ("mi", ["--npt", "--w1", 0, "--w2", 2], 0, 2)):
+        done("--method", "maple", "--epochs", 1, "--dataset", pictures, "--backbone", archive, "--out", out, *words)
+        for row in read(Path(out, "log.csv")):
+            loss, l_clip, l_lc, l_mi = (float(row[name]) for name in ("loss", "l_clip", "l_lc", "l_mi"))
+            assert loss == pytest.approx(l_clip + w1 * l_lc + w2 * l_mi, rel=2e-5)
+            assert (l_lc == 0, l_mi == 0) == (w1 == 0, w2 == 0)
+
+
+def test_printed_sum_instead_of_the_mean(at, archive):
+    """K (K - 1) = 6 pairs, batches of 4: the first step's terms stand in this ratio."""
+    pictures = write_classes(at / "pets", {"cat": 10, "dog": 10, "fox": 10})
+    first = {}
+    for kind in ("mean", "sum"):
+        done("--npt", "--epochs", 1, "--dataset", pictures, "--backbone", archive, "--out", kind, "--reduction", kind)
+        first[kind] = {k: float(v) for k, v in read(Path(kind, "log.csv"))[0].items()}
+    assert first["sum"]["l_lc"] == pytest.approx(6 * first["mean"]["l_lc"], rel=1e-4)
+    assert first["sum"]["l_mi"] == pytest.approx(4 * first["mean"]["l_mi"], rel=1e-4)
+    assert first["sum"]["l_clip"] == pytest.approx(first["mean"]["l_clip"], rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------- settings resolved
+
+def settings(*argv, dataset="eurosat", classes=10, base_novel=True):
+    args = train.parse([str(word) for word in argv])
+    train.resolve(args, types.SimpleNamespace(name=dataset, classnames=["x"] * classes, base_novel=base_novel,
+                                              template="{} texture."))
+    return args
+
+
+def test_defaults_follow_method_and_dataset():
+    pick = lambda args: (args.n_ctx, args.ctx_init, args.prompt_depth, args.epochs, args.batch_size, args.lr)
+    assert pick(settings("--method", "maple")) == (2, "a photo of a", 9, 5, 4, .0035)
+    assert pick(settings("--method", "cocoop")) == (4, "a photo of a", None, 5, 4, .0035)
+    assert pick(settings("--method", "coop")) == (16, None, None, 50, 32, .002)
+    transfer = dict(dataset="imagenet", classes=1000)
+    assert pick(settings("--method", "maple", "--classes", "all", **transfer)) == (2, "a photo of a", 3, 2, 4, .0026)
+    assert pick(settings("--method", "cocoop", "--classes", "all", **transfer))[3:] == (2, 4, .0026)
+    assert pick(settings("--method", "maple", **transfer)) == (2, "a photo of a", 9, 5, 4, .0035)       # base classes
+    assert settings("--method", "zeroshot").ctx_init == "{} texture."
+    assert settings("--seed", 7).draw_seed == 7 and settings("--seed", 7, "--draw-seed", 0).draw_seed == 0
+    assert settings("--seed", 1).classes == "base" and settings("--seed", 1, base_novel=False).classes == "all"
+
+
+def test_weights_of_the_terms():
+    weigh = lambda *argv: (settings(*argv).w1, settings(*argv).w2)
+    assert weigh("--method", "maple") == (0, 0)
+    assert weigh("--method", "maple", "--npt") == (.3, .8)
+    assert weigh("--npt", "--w1", 0) == (0, .8) and weigh("--npt", "--w2", .1) == (.3, .1)
+
+
+def test_bare_is_maple_with_npt_and_one_argument_is_not_bare(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    args = train.parse()
+    assert (args.method, args.npt, args.tau, args.dataset) == ("maple", True, .01, "world")
+    args = train.parse(["--seed", "2"])
+    assert (args.method, args.npt, args.tau) == ("maple", False, 1.0)
+
+
+def test_words_of_ctx_init_and_n_ctx_go_together():
+    pick = lambda *argv: (settings(*argv).n_ctx, settings(*argv).ctx_init)
+    assert pick("--method", "coop", "--ctx-init", "a photo of a") == (4, "a photo of a")
+    assert pick("--method", "cocoop", "--ctx-init", "an image of the") == (4, "an image of the")
+    assert pick("--method", "cocoop", "--ctx-init", "photo") == (1, "photo")
+    assert pick("--method", "cocoop", "--n-ctx", 8) == (8, "")                  # no words for eight: at random
+    assert pick("--method", "cocoop", "--n-ctx", 4) == (4, "a photo of a")
+    assert pick("--method", "cocoop", "--ctx-init", "") == (4, "")
+    assert pick("--method", "coop", "--n-ctx", 4) == (4, "")
+    assert pick("--method", "coop", "--ctx-init", " a  photo ") == (2, "a photo")   # else it takes the name's place
+    assert pick("--method", "cocoop", "--ctx-init", " ") == (4, "")
+    with pytest.raises(ValueError, match="one token for each word.*'a photo'.*--n-ctx 3"):
+        settings("--method", "coop", "--ctx-init", "a photo", "--n-ctx", 3)
+
+
+# -------------------------------------------------------------------------------------------------- the EuroSAT command
+
+EUROSAT = ["--method", "maple", "--npt", "--tau", .01, "--dataset", "eurosat"]
+
+
+def test_eurosat_command_with_the_official_split(at, archive):
+    eurosat(at / "data", split=True)
+    before = files(at / "data")
+    printed = done(*EUROSAT, "--backbone", archive)
+    assert files(at / "data") == before                                 # nothing is written beside the pictures
+    run, = Path("runs").iterdir()
+    assert run.name == "eurosat-maple-npt-tau0.01-seed1"
+    result = json.loads((run / "result.json").read_text())
+    assert result["official_split"] is True and result["split"].startswith("CoOp's split_zhou_EuroSAT.json")
+    assert result["backbone"] == str(archive) and result["dataset"] == "eurosat"
+    # 16 5 2 1 1 by 16 x 0.01^(k/4): 16, 5.06, 1.6, 0.506, 0.16; but there are only ten to train on
+    assert result["class_counts"] == [10, 5, 2, 1, 1]
+    assert "warning: 1 classes have fewer images than asked for and give all they have: Annual Crop Land" in printed
+    saved = torch.load(run / "prompts.pt", weights_only=True)["settings"]
+    assert saved["trained_classes"] == ["Annual Crop Land", "Forest", "Herbaceous Vegetation Land", "Highway or Road",
+                                        "Industrial Buildings"]
+    drawn = read(run / "drawn.csv")
+    assert {row["picture"].partition("_")[2] for row in drawn} <= {f"{i}.jpg" for i in range(1, 11)}    # not of test
+    assert "[u_1] [u_2] of a Annual Crop Land." in printed
+    lines = printed.strip().split("\n")
+    assert lines[-4].split()[:3] == ["base", "novel", "harmonic_mean"] and lines[-2].startswith("maple + NPT")
+
+
+def test_eurosat_command_without_it_says_so_in_the_result(at, archive):
+    eurosat(at / "data")
+    printed = done(*EUROSAT, "--backbone", archive, "--seed", 3)
+    result = json.loads(Path("runs/eurosat-maple-npt-tau0.01-seed3/result.json").read_text())
+    assert result["official_split"] is False and "made here" in result["split"]
+    assert not Path("data/eurosat/split_zhou_EuroSAT.json").exists()
+    assert "not comparable" in printed
+    before = Path("runs/eurosat-maple-npt-tau0.01-seed3/drawn.csv").read_text()
+    done(*EUROSAT, "--backbone", archive, "--seed", 3)                  # the split is the one made before
+    assert Path("runs/eurosat-maple-npt-tau0.01-seed3-2/drawn.csv").read_text() == before
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    def unreachable(*args, **options):
+        raise urllib.error.URLError("no route to host")
+    monkeypatch.setattr(torchvision.datasets, "EuroSAT", unreachable)
+    monkeypatch.setattr(clip_model, "URL", "http://127.0.0.1:9/clip/models")
+    monkeypatch.setattr(clip_model, "CACHE", tmp_path / "cache")
+
+
+def test_eurosat_command_with_neither_weights_nor_data(at, no_network):
+    line = refused(*EUROSAT)
+    assert "EuroSAT.zip" in line and "data/eurosat/2750" in line and "no route to host" in line
+    eurosat(at / "data", split=True)
+    line = refused(*EUROSAT)
+    assert "ViT-B-16.pt" in line and "cache" in line and "127.0.0.1" in line
+    assert not Path("runs").exists() and not list(at.glob("cache/*.pt"))
+
+
+# ------------------------------------------------------------------------------------------------------ what it refuses
+
+REFUSED = {
+    "unknown dataset": (["--dataset", "eurosta"], "unknown dataset 'eurosta'; did you mean eurosat?"),
+    "dataset folder absent": (["--dataset", "no/such"], "no/such: no such folder"),
+    "tau 0": (["--tau", 0], "tau = .*at most 1, got 0"),
+    "tau -1": (["--tau", -1], "tau = .*got -1"),
+    "tau 2": (["--tau", 2], "tau = .*got 2"),
+    "tau nan": (["--tau", "nan"], "tau = .*got nan"),
+    "shots 0": (["--shots", 0], "--shots must be at least 1, got 0"),
+    "depth above the layers": (["--method", "maple", "--prompt-depth", 4], "depth must be from 1 to 3.*got 4"),
+    "depth 0": (["--method", "maple", "--prompt-depth", 0], "depth must be from 1 to 3.*got 0"),
+    "depth of coop": (["--method", "coop", "--prompt-depth", 2], "--prompt-depth is no setting of coop"),
+    "w1 without npt": (["--w1", .5], "add --npt"),
+    "w2 without npt": (["--w2", 0], "add --npt"),
+    "npt with zeroshot": (["--method", "zeroshot", "--npt"], "zeroshot trains nothing"),
+    "epochs of zeroshot": (["--method", "zeroshot", "--epochs", 3], "--epochs is no setting of zeroshot"),
+    "w1 negative": (["--npt", "--w1", -1], "--w1 must be .*got -1"),
+    "w2 nan": (["--npt", "--w2", "nan"], "--w2 must be .*got nan"),
+    "E_W 0": (["--npt", "--ew", 0], "--ew must be .*got 0"),
+    "E_H inf": (["--npt", "--eh", "inf"], "--eh must be .*got inf"),
+    "epochs 0": (["--epochs", 0], "--epochs and --batch-size of at least 1, got 0 and 4"),
+    "batch 0": (["--batch-size", 0], "--epochs and --batch-size of at least 1, got 5 and 0"),
+    "lr nan": (["--lr", "nan"], "--lr must be .*got nan"),
+    "lr negative": (["--lr", -.1], "--lr must be"),
+    "no tokens": (["--method", "coop", "--n-ctx", 0], "n_ctx must be at least 1"),
+    "words and tokens": (["--method", "cocoop", "--n-ctx", 2, "--ctx-init", "a photo of a"], "leave one of them out"),
+    "too many tokens": (["--method", "coop", "--n-ctx", 90], "class '.*tokens where CLIP takes 77"),
+    "names for the world": (["--classnames", "names.txt"], "world has its own names"),
+    "unknown backbone": (["--backbone", "ViT-B/17"], "no CLIP model or file 'ViT-B/17'"),
+    "ResNet": (["--backbone", "RN50"], "RN50 is a ResNet"),
+}
+
+
+@pytest.mark.parametrize("argv, line", REFUSED.values(), ids=REFUSED)
+def test_refused_with_one_line(at, argv, line):
+    assert re.search(line, refused(*argv))
+    assert list(at.iterdir()) == []                                     # nothing is left behind
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")
+def test_device_that_is_not_there(at):
+    assert "--device cuda: this machine has none" in refused("--device", "cuda")
+
+
+@pytest.mark.parametrize("argv, word", [(["--method", "magic"], "magic"), (["--shots", "many"], "many"),
+                                        (["--no-such"], "no-such")])
+def test_words_that_argparse_refuses_have_code_2(at, argv, word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(argv)
+    assert stop.value.code == 2 and word in capsys.readouterr().err
+
+
+def test_refused_as_a_process(tmp_path, archive):
+    """A truncated archive: one line on stderr, nothing on stdout, no traceback, code 2."""
+    (tmp_path / "half.pt").write_bytes(archive.read_bytes()[:10_000])
+    process = subprocess.run([sys.executable, SCRIPT, "--backbone", "half.pt"], cwd=tmp_path, capture_output=True,
+                             text=True, timeout=120)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+    assert process.stderr.startswith("error: half.pt: not a weights file, or a truncated one")
+    assert [p.name for p in tmp_path.iterdir()] == ["half.pt"]
+
+
+def test_weights_that_cannot_be_read(at, archive):
+    whole = archive.read_bytes()
+    Path("half.pt").write_bytes(whole[:len(whole) // 2])
+    Path("almost.pt").write_bytes(whole[:-3000])
+    Path("junk.pt").write_bytes(b"no weights at all")
+    Path("empty.pt").write_bytes(b"")
+    torch.save({"model": 1}, "other.pt")
+    torch.save({"a": torch.zeros(2)}, "tensors.pt")
+    for name in ("half", "almost", "junk", "empty", "other", "tensors"):
+        assert f"{name}.pt" in refused("--dataset", "world", "--backbone", f"{name}.pt")
+    assert not Path("runs").exists()
+
+
+def test_pictures_that_cannot_be_read_are_listed_before_training(at, archive):
+    pictures = write_classes(at / "pets", {"cat": 6, "dog": 6, "fox": 6})
+    broken = [f"{name}/{name}_{i}.png" for name in ("cat", "fox") for i in range(1, 7)]
+    for name in broken:
+        (pictures / name).write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    line = refused("--method", "coop", "--dataset", pictures, "--backbone", archive, "--out", "run")
+    assert "6 of 9 pictures can't be used" in line and "cat_" in line and "and 1 more" in line
+    assert sorted(p.name for p in at.iterdir()) == ["pets"]
+
+
+def test_corrupt_image_in_the_drawn_set_of_a_published_dataset(at, archive):
+    eurosat(at / "data", split=True)
+    Path("data/eurosat/2750/Forest/Forest_3.jpg").write_bytes(b"\xff\xd8 broken")
+    line = refused(*EUROSAT, "--tau", 1, "--shots", 10, "--backbone", archive)
+    assert "Forest_3.jpg: not a readable picture" in line
+    Path("data/eurosat/2750/Forest/Forest_3.jpg").unlink()
+    assert "Forest_3.jpg: picture not found" in refused(*EUROSAT, "--tau", 1, "--shots", 10, "--backbone", archive)
+
+
+def test_empty_class_folder(at, archive):
+    pictures = write_classes(at / "pets", {"cat": 6, "dog": 6})
+    (pictures / "fox").mkdir()
+    assert "fox: class folder without a picture" in refused("--dataset", pictures, "--backbone", archive)
+
+
+def test_class_names_file(at, archive):
+    pictures = write_classes(at / "pets", {"n1": 8, "n2": 8})
+    words = ["--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", pictures, "--backbone", archive]
+    assert "names.tsv" in refused(*words, "--classnames", "names.tsv")
+    Path("names.tsv").write_text("n1\tgrey cat\nn2\tRennmaus é\n", encoding="utf-8")
+    printed = done(*words, "--classnames", "names.tsv", "--out", "run")
+    assert "[u_1] [u_2] grey cat.  [u_1] [u_2] Rennmaus é." in printed
+    assert {row["class"] for row in read(Path("run/drawn.csv"))} == {"grey cat", "Rennmaus é"}
+
+
+def test_loss_that_is_not_finite_names_term_and_step(at, archive):
+    pictures = write_classes(at / "pets", {"cat": 12, "dog": 12})
+    words = ["--npt", "--dataset", pictures, "--backbone", archive, "--lr", "1e30"]
+    line = refused(*words, "--epochs", 3, "--out", "run")
+    # half of 24 images are three steps an epoch: the fourth still sees the warm-up's tokens, the fifth those of lr 1e30
+    assert re.search("error: l_(clip|lc|mi) became nan at step 5, epoch 1", line)
+    assert not Path("run").exists()
+    rows = read(Path("run.part/log.csv"))
+    assert len(rows) == 5 and rows[-1]["loss"] == "nan" and rows[-2]["loss"] != "nan"
+
+
+def test_tokens_that_are_not_finite_after_the_last_step(small_clip):
+    """No further loss would show it."""
+    dataset, items = toy()
+    learner = prompts.build("coop", small_clip, dataset.classnames, n_ctx=2)
+    args = types.SimpleNamespace(**ARGS | dict(lr=float(torch.finfo(torch.float32).max), batch_size=9))
+    with pytest.raises(ValueError, match="no longer finite after the last step, 2"):
+        train.train(learner, dataset, items, args, io.StringIO())
+
+
+# ------------------------------------------------------------------------------------------------ warnings and odd sets
+
+def test_near_chance_and_collapse_are_said(at, archive):
+    """Weights from a hash see nothing in pictures of blocks."""
+    pictures = write_classes(at / "pets", {"cat": 20, "dog": 20, "fox": 20, "hen": 20})
+    printed = done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", pictures, "--backbone", archive,
+                   "--out", "r")
+    assert "warning: zero-shot accuracy on all classes is" in printed and "near chance (25.0 %)" in printed
+    assert "First prompts: a photo of a cat. a photo of a dog." in printed
+    assert "near ln K = 1.386, a guess among 4 classes: this run has collapsed" in printed
+    assert Path("r/result.json").exists()                               # a warning, no error
+
+
+@pytest.mark.parametrize("share, said", [(.94, False), (.96, True)])
+def test_collapse_is_a_training_loss_near_ln_k(at, archive, monkeypatch, share, said):
+    monkeypatch.setattr(train, "train", lambda *args: share * math.log(4))
+    pictures = write_classes(at / "pets", {"cat": 4, "dog": 4, "fox": 4, "hen": 4})
+    printed = done("--method", "coop", "--n-ctx", 2, "--dataset", pictures, "--backbone", archive)
+    assert ("collapsed" in printed) == said
+
+
+@pytest.mark.parametrize("accuracy, said", [(37.6, False), (37.4, True)])
+def test_near_chance_is_below_one_and_a_half_of_it(at, archive, monkeypatch, accuracy, said):
+    measure = evaluate.measure
+    monkeypatch.setattr(evaluate, "measure", lambda *args: (measure(*args)[0] | {"accuracy": accuracy}, None))
+    pictures = write_classes(at / "pets", {"cat": 4, "dog": 4, "fox": 4, "hen": 4})
+    printed = done("--method", "zeroshot", "--dataset", pictures, "--backbone", archive)
+    assert ("near chance (25.0 %)" in printed) == said
+
+
+def test_a_class_with_fewer_images_gives_all_and_the_run_says_so(at, archive):
+    pictures = write_classes(at / "pets", {"cat": 12, "dog": 6, "fox": 4})              # half of each is for training
+    words = ["--method", "coop", "--epochs", 1, "--n-ctx", 1, "--dataset", pictures, "--shots", 5, "--backbone", archive]
+    printed = done(*words, "--out", "run")
+    assert "warning: 2 classes have fewer images than asked for and give all they have: dog, fox" in printed
+    assert "images    10: 5 3 2; min/max = 0.4" in printed
+    assert json.loads(Path("run/result.json").read_text())["class_counts"] == [5, 3, 2]
+    assert "fewer" not in done(*words, "--tau", .4, "--out", "other")                   # 5 3 2 are asked for
+    # the same counts dealt to the classes at random
+    printed = done(*words, "--tau", .4, "--out", "dealt", "--shuffle-classes", "--draw-seed", 2)
+    asked = [5, 3, 2]
+    random.Random(2).shuffle(asked)
+    n = [min(a, have) for a, have in zip(asked, (6, 3, 2))]
+    short = [name for name, a, have in zip(("cat", "dog", "fox"), asked, n) if have < a]
+    assert json.loads(Path("dealt/result.json").read_text())["class_counts"] == n
+    assert short and f"give all they have: {', '.join(short)}" in printed
+
+
+def test_two_classes_of_one_name_keep_their_counts(at, archive):
+    """CLIP's own list of ImageNet names has "missile" and "sunglasses" twice."""
+    pictures = write_classes(at / "pets", {"n1": 20, "n2": 8, "n3": 8})
+    Path("names.tsv").write_text("n1\tmissile\nn2\tmissile\nn3\ttank\n")
+    done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", pictures, "--backbone", archive, "--out", "run",
+         "--classnames", "names.tsv", "--shots", 8)
+    assert json.loads(Path("run/result.json").read_text())["class_counts"] == [8, 4, 4]
+
+
+def test_zeroshot_trains_nothing(at, archive):
+    pictures = write_classes(at / "pets", {"cat": 8, "dog": 8})
+    printed = done("--method", "zeroshot", "--dataset", pictures, "--backbone", archive, "--out", "run")
+    assert sorted(files(Path("run"))) == ["prompts.pt", "result.json", "run.json"]
+    result = json.loads(Path("run/result.json").read_text())
+    assert all(result[key] == value for key, value in result["zeroshot"].items())
+    assert torch.load("run/prompts.pt", weights_only=True)["learned"] == {}
+    assert "nothing is trained" in printed and "collapsed" not in printed
+
+
+def test_zero_shot_row_is_clip_with_the_datasets_template(at, archive):
+    """Worked out from encode_image and encode_text, picture by picture."""
+    folder = eurosat(at / "data", split=True)
+    done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "eurosat", "--backbone", archive, "--out", "run")
+    result = json.loads(Path("run/result.json").read_text())["zeroshot"]
+    clip = clip_model.load(archive)
+    view = data.transform(32, train=False)
+    names = list(data.EUROSAT.values())
+    for half, labels in (("base", range(5)), ("novel", range(5, 10))):
+        right, own = [], []
+        with torch.no_grad():
+            g = clip.encode_text(clip_model.tokenize([f"a centered satellite photo of {names[k]}." for k in labels]))
+            g = g / g.norm(dim=1, keepdim=True)
+            for k in labels:
+                key = list(data.EUROSAT)[k]
+                for i in range(15, 21):
+                    image = view(Image.open(folder / key / f"{key}_{i}.jpg").convert("RGB"))
+                    z = clip.encode_image(image[None])[0]
+                    cosines = g @ (z / z.norm())
+                    right.append(cosines.argmax().item() == k - labels[0])
+                    own.append(cosines[k - labels[0]].item() - 1)
+        prefix = "" if half == "base" else "novel_"
+        assert result[half] == pytest.approx(100 * sum(right) / len(right), abs=1e-4)
+        assert result[prefix + "delta_mid"] == pytest.approx(sum(own) / len(own), abs=1e-5)
+        pairs = [(g[i] @ g[j]).item() + 1 / 4 for i in range(5) for j in range(5) if i != j]
+        assert result[prefix + "delta_lcd"] == pytest.approx(sum(pairs) / 20, abs=1e-5)
+        assert result[prefix + "lcd_rms"] == pytest.approx(math.sqrt(sum(p * p for p in pairs) / 20), abs=1e-5)
+
+
+@pytest.mark.parametrize("words, key", [([], "all"), (["--classes", "base"], "base")])
+def test_one_class_only(at, archive, words, key):
+    """No mu at K = 1: Delta_LCD is 0, L_LC is refused, there is no novel class."""
+    pictures = write_classes(at / "pets", {"cat": 8})
+    words = ["--dataset", pictures, "--backbone", archive, "--epochs", 1, *words]
+    done(*words, "--out", "run")
+    result = json.loads(Path("run/result.json").read_text())
+    assert (result[key], result["novel"], result["harmonic_mean"], result["delta_lcd"]) == (100, None, None, 0)
+    assert "at least two classes" in refused(*words, "--npt")
+
+
+def test_own_folder_is_halved_only_where_asked(at, archive):
+    pictures = write_classes(at / "Wörter und Bilder", {"ä b": 8, "c": 8, "d": 8})
+    words = ["--method", "maple", "--epochs", 1, "--dataset", pictures, "--backbone", archive]
+    done(*words, "--classes", "base")
+    result = json.loads(Path("runs/Wörter und Bilder-maple-tau1-seed1/result.json").read_text())
+    assert len(result["class_counts"]) == 2 and None not in (result["base"], result["novel"], result["harmonic_mean"])
+    assert "all" not in result
+    done(*words, "--out", "all")
+    result = json.loads(Path("all/result.json").read_text())
+    assert len(result["class_counts"]) == 3 and result["base"] is result["novel"] is None and 0 <= result["all"] <= 100
+
+
+def test_a_half_without_test_pictures_is_refused(at, archive):
+    eurosat(at / "data", split=True)
+    path = Path("data/eurosat/split_zhou_EuroSAT.json")
+    content = json.loads(path.read_text())
+    content["test"] = [entry for entry in content["test"] if entry[1] < 5]
+    path.write_text(json.dumps(content))
+    assert "test picture" in refused(*EUROSAT, "--backbone", archive)
+
+
+def test_a_test_set_is_not_trained_on(at, archive):
+    write_classes(at / "data" / "imagenet-adversarial" / "imagenet-a", {"n01498041": 3, "n01531178": 3}, "jpg")
+    line = refused("--method", "maple", "--dataset", "imagenet_a", "--backbone", archive)
+    assert "imagenet_a is a test set" in line and "--targets imagenet_a" in line
+    done("--method", "zeroshot", "--dataset", "imagenet_a", "--backbone", archive)
+
+
+def test_half_precision_keeps_the_learned_tensors_in_float32(at, archive):
+    pictures = write_classes(at / "pets", {"cat": 8, "dog": 8})
+    words = ["--npt", "--epochs", 1, "--dataset", pictures, "--backbone", archive, "--out", "run"]
+    done(*words, "--precision", "bfloat16")
+    assert {t.dtype for t in torch.load("run/prompts.pt", weights_only=True)["learned"].values()} == {torch.float32}
+
+
+# ------------------------------------------------------------------------------------------------------- the run folder
+
+@pytest.fixture
+def quick(at, archive):
+    """A command of a moment, without --out."""
+    pictures = write_classes(at / "pets", {"cat": 8, "dog": 8})
+    return ["--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", pictures, "--backbone", archive]
+
+
+def test_nothing_is_written_outside_the_run_folder(quick, at):
+    before = files(at)
+    done(*quick, "--out", "deep/er/run")
+    after = files(at)
+    assert {name for name in after if name not in before} == {f"deep/er/run/{n}" for n in (
+        "drawn.csv", "log.csv", "prompts.pt", "result.json", "run.json")}
+    assert all(after[name] == value for name, value in before.items())
+    assert sorted(p.name for p in at.iterdir()) == ["deep", "pets"]
+
+
+def test_a_finished_run_is_not_overwritten(quick):
+    done(*quick, "--out", "run")
+    before = files(Path("run"))
+    assert "holds a finished run" in refused(*quick, "--out", "run")
+    assert files(Path("run")) == before and not Path("run.part").exists()
+    done(*quick)
+    done(*quick)                                                        # without --out the next one is numbered
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["pets-coop-tau1-seed1", "pets-coop-tau1-seed1-2"]
+
+
+def test_out_that_cannot_become_a_run_is_refused_before_training(quick, monkeypatch):
+    monkeypatch.setattr(train, "train", lambda *args: pytest.fail("trained"))
+    Path("a file").write_text("mine")
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    for out in ("a file", "full", ".", "a file/run"):
+        refused(*quick, "--out", out)
+    assert Path("full/notes.txt").read_text() == Path("a file").read_text() == "mine"
+
+
+def test_an_empty_folder_may_become_the_run(quick):
+    Path("empty").mkdir()
+    done(*quick, "--out", "empty")
+    assert Path("empty/result.json").exists() and not Path("empty.part").exists()
+
+
+def test_an_interrupted_run_leaves_no_finished_folder(quick, monkeypatch):
+    """... and the same command then works, while other runs do not touch what it left."""
+    real = train.train
+
+    def interrupted(learner, dataset, items, args, log):
+        log.write("epoch,step\n")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train, "train", interrupted)
+    for out in (["--out", "run"], []):
+        code, _, err = call(train.main, *quick, *out)
+        assert code == 130 and "interrupted" in err and "Traceback" not in err
+    assert not Path("run").exists() and Path("run.part/log.csv").read_text() == "epoch,step\n"
+    monkeypatch.setattr(train, "train", real)
+    assert "no finished run" in refused("run", main=evaluate.main)
+    assert "no finished run" in refused("run.part", main=evaluate.main)
+    done(*quick, "--out", "run")
+    assert not Path("run.part").exists() and len(files(Path("run"))) == 5
+    done(*quick)                                                        # the folder of a run that may still be going on
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["pets-coop-tau1-seed1-2", "pets-coop-tau1-seed1.part"]
+
+
+def test_a_dataset_given_as_this_folder_has_its_name(quick, at, monkeypatch, archive):
+    monkeypatch.chdir(at / "pets")
+    done("--method", "zeroshot", "--dataset", ".", "--backbone", archive, "--out", at / "run")
+    assert json.loads((at / "run" / "result.json").read_text())["dataset"] == "pets"
+
+
+def test_all_runs_the_eleven_and_skips_what_is_finished(at, monkeypatch, capsys):
+    loaded, ran = data.load, []
+    monkeypatch.setattr(data, "load", lambda name, *a, **k: loaded("world", *a, **k))
+    done = at / "r" / data.ALL[0]
+    done.mkdir(parents=True)
+    (done / "result.json").write_text(json.dumps({"dataset": data.ALL[0], "base": 10.0, "novel": 20.0, "harmonic_mean": 13.0}))
+
+    def fake(args):
+        ran.append(args.dataset)
+        return {"dataset": args.dataset, "base": 32.0, "novel": 31.0, "harmonic_mean": 35.0}
+
+    monkeypatch.setattr(train, "run", fake)
+    assert train.main(["--method", "maple", "--dataset", "all", "--out", "r"]) == 0
+    assert ran == data.ALL[1:] and len(data.ALL) == 11
+    assert capsys.readouterr().out.splitlines()[-2].split() == ["average", "30.00", "30.00", "33.00"]

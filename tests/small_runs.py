@@ -1,0 +1,75 @@
+"""What the tests of train.py and evaluate.py share: folders of pictures, and calls as a user makes them."""
+import contextlib
+import csv
+import hashlib
+import io
+import json
+
+import torch
+from PIL import Image
+
+import data
+import train
+
+
+def picture(seed, size=32):
+    """A picture of coarse coloured blocks, another for each seed."""
+    blocks = torch.randint(0, 256, (4, 4, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(blocks.numpy()).resize((size, size), Image.NEAREST)
+
+
+def write_classes(folder, counts, ending="png"):
+    """{class folder: number of pictures} -> these folders."""
+    for c, (name, n) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            picture(1000 * c + i).save(folder / name / f"{name.split('/')[-1]}_{i + 1}.{ending}")
+    return folder
+
+
+def eurosat(root, split=False, n=20):
+    """A EuroSAT-shaped folder under a data root, with the official split file or without."""
+    folder = write_classes(root / "eurosat" / "2750", {name: n for name in data.EUROSAT}, "jpg")
+    if split:
+        content = {"train": [], "val": [], "test": []}
+        for label, name in enumerate(data.EUROSAT):
+            for i in range(n):
+                part = "train" if i < 10 else "val" if i < 14 else "test"
+                content[part].append([f"{name}/{name}_{i + 1}.jpg", label, data.EUROSAT[name]])
+        (root / "eurosat" / "split_zhou_EuroSAT.json").write_text(json.dumps(content))
+    return folder
+
+
+def call(main, *argv):
+    """-> exit code, stdout, stderr of main(argv)."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in argv])
+    return code, out.getvalue(), err.getvalue()
+
+
+def done(*argv, main=train.main):
+    """A command that must end well -> what it printed."""
+    code, out, err = call(main, *argv)
+    assert code == 0, err
+    return out
+
+
+def refused(*argv, main=train.main):
+    """The one line with which a command is refused, exit code 2."""
+    code, _, err = call(main, *argv)
+    lines = err.replace("\r", "\n").strip().split("\n")             # a progress bar may stand before it
+    assert code == 2 and lines[-1].startswith("error: "), err
+    assert sum(line.startswith("error: ") for line in lines) == 1 and "Traceback" not in err
+    return lines[-1]
+
+
+def read(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files(folder):
+    """{path in the folder: sum of its bytes}."""
+    found = [p for p in folder.rglob("*") if p.is_file()]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
