@@ -294,7 +294,7 @@ def build(state_dict):
             if len(state[name]) != rows:                        # the tokenizer's
                 raise ValueError(f"{name} must have {rows} rows, got {len(state[name])}")
         conv, joint = state["visual.conv1.weight"], state["text_projection"]
-        side = round(max(0, len(state["visual.positional_embedding"]) - 1) ** 0.5)
+        side = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
         count = lambda start: len({n[len(start):].split(".")[0] for n in state if n.startswith(start)})     # layers
         sizes = dict(resolution=side * conv.shape[-1], patch_size=conv.shape[-1], vision_width=conv.shape[0],
                      vision_layers=count("visual.transformer.resblocks."), text_width=joint.shape[0],
@@ -393,6 +393,7 @@ def _fetch(url, part, have):
     try:
         answer = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
+        error.close()
         if not have or error.code != 416:
             raise
         return                                                  # nothing left to fetch: the sum decides

@@ -739,7 +739,8 @@ def report(facts, dataset):
 def main(argv=None):
     p = argparse.ArgumentParser(description="Say what a run on a dataset would see. No picture is opened.",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("name", nargs="?", help="a dataset, all (the eleven of Table 1), a folder of pictures, or nothing for the list")
+    p.add_argument("name", nargs="?",
+                   help="a dataset, all (the eleven of Table 1), a folder of pictures, or nothing for the list of datasets")
     p.add_argument("--data-root", default="data", help="folder that holds the datasets in CoOp's layout")
     p.add_argument("--shots", type=int, default=16, help="images drawn for each class before tau thins them out")
     p.add_argument("--seed", type=int, default=1, help="seed of the few-shot draw and of a split made here")

@@ -74,7 +74,7 @@ def measure(learner, z, y, batch_size=100):
     """
     shared = None if learner.per_image else learner.text_features()
     sums, probabilities = torch.zeros(3, dtype=torch.float64), []
-    K, lam = len(learner.classnames), learner.clip.temperature
+    K = len(learner.classnames)
     batch_size = max(1, min(batch_size, 2000 // K)) if learner.per_image else batch_size        # B x K texts at a time
     for z_b, y_b in zip(z.split(batch_size), y.split(batch_size)):
         logits, z_b, g = learner.compare(z_b, shared)

@@ -37,7 +37,7 @@ import evaluate  # noqa: E402
 import train  # noqa: E402
 from assets import world  # noqa: E402
 
-CSV, README, CRITERIA = Path(__file__).with_name("laboratory.csv"), ROOT / "README.md", Path(__file__).with_name("criteria.txt")
+CSV, CRITERIA, README = ROOT / "assets" / "laboratory.csv", ROOT / "assets" / "criteria.txt", ROOT / "README.md"
 SEEDS, TAUS, RATES = range(1, 9), ("1", "0.05", "0.01"), ("0.0009", "0.0035", "0.014")
 W1, W2 = ("0", "0.3", "1", "3", "10", "39.6"), ("0", "0.8", "3.2")
 TARGETS = [name for name in world.DATASETS if name != "world"]
@@ -126,7 +126,7 @@ def collect(runs, processes):
                 if i % 10 == 0:
                     save()
         save()
-    return done
+    return read_results()           # not `done`: what is shown is what the file says, digit for digit
 
 
 # ----------------------------------------------------------------------------------------------------------- the figures

@@ -88,3 +88,11 @@ def at(tmp_path, monkeypatch):
     """Run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory):
+    """A small CLIP as OpenAI publishes its own."""
+    path = tmp_path_factory.mktemp("weights") / "small.pt"
+    openai_archive(hash_state(), path)
+    return path

@@ -68,7 +68,7 @@ def without_layers(tower):
     (lambda s: s.update(positional_embedding=torch.zeros(76, 64)), "positional_embedding must have 77 rows, got 76"),
     (lambda s: s.update({"token_embedding.weight": torch.zeros(9, 64)}), "ding.weight must have 49408 rows, got 9"),
     (lambda s: s.update(positional_embedding=torch.tensor(1.)), "not the state dict of a ViT CLIP"),
-    (lambda s: s.update({"visual.positional_embedding": torch.zeros(0, 128)}), "at least 1.*'resolution': 0"),
+    (lambda s: s.update({"visual.positional_embedding": torch.zeros(1, 128)}), "at least 1.*'resolution': 0"),
     (lambda s: s.update({"visual.positional_embedding": torch.zeros(4, 128)}), "size mismatch for visual.pos"),
     (lambda s: s.update({"visual.conv1.weight": torch.zeros(96, 3, 16, 16)}), "multiples of 64.*'vision_width': 96"),
     (lambda s: s.update(text_projection=torch.zeros(32, 64)), "multiples of 64.*'text_width': 32"),
@@ -367,7 +367,7 @@ class Same(dict):
     ("a a", "aaaaaa", "aa aa a a</w>"),                 # from the left, no letter twice
     ("a b, ab ab", "ababx abab", "abab x</w> ab a b</w>"),
     ("a b, ab c</w>, x abc</w>", "xabc", "xabc</w>"),
-    ("a <, 1 2", "A<b 12", "a</w> <</w> b</w> 1</w> 2</w>"),    # a sign is another word than a letter, each digit is one
+    ("a <, 1 2", "A<b 12", "a</w> <</w> b</w> 1</w> 2</w>"),    # a sign is another word than a letter, each digit one
     ("' s</w>", "a'sa", "a</w> 's</w> a</w>"),                      # and so is 's
 ])
 def test_pairs_are_joined_by_rank(merges, text, by_hand):
@@ -430,7 +430,11 @@ def test_what_follows_the_end_token_does_not_matter(small_clip):
     for row, end in zip(littered, tokens.argmax(dim=1)):
         row[end + 1:] = torch.randint(1, 49407, (76 - int(end),))
     assert not torch.equal(littered, tokens)
+    lengths = []
+    hook = small_clip.transformer.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
     torch.testing.assert_close(small_clip.encode_text(littered), small_clip.encode_text(tokens), atol=1e-6, rtol=0)
+    hook.remove()
+    assert lengths == [10, 10]                                      # and is not computed
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, .02), (torch.float16, .005)])

@@ -10,7 +10,7 @@ import pytest
 import textbook
 import torch
 import torch.nn.functional as F
-from conftest import fill_learned, hash_state, openai_archive
+from conftest import fill_learned
 from PIL import Image
 from small_runs import done, eurosat, files, picture, read, refused, write_classes
 
@@ -22,13 +22,6 @@ import train
 
 CLASSES = {"black_cat": 24, "dog": 12, "empty handed": 8, "ä b": 4}    # half of each is drawn: 12, 6, 4, 2
 NAMES = list(CLASSES)
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "small.pt"
-    openai_archive(hash_state(), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +172,11 @@ def test_run_and_pictures_are_found_from_another_working_directory(own, archive,
          "--backbone", archive)
     write_classes(own / "pets", {"cat": 8, "dog": 8})
     shutil.copy(archive, "weights.pt")
-    done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "pets", "--backbone", "weights.pt", "--out", "mine")
+    done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "pets", "--out", "m", "--backbone", "weights.pt")
     (own / "elsewhere").mkdir()
     monkeypatch.chdir(own / "elsewhere")
-    for run in ("../sat", "../mine"):
-        evaluated(run)
+    evaluated("../m")
+    printed = evaluated("../sat").split("\n")
     assert list(Path(".").iterdir()) == []
     # both halves of EuroSAT, and the same numbers as at the end of the training
     found, result = results("../sat")["results"], json.loads(Path("../sat/result.json").read_text())
@@ -191,6 +184,8 @@ def test_run_and_pictures_are_found_from_another_working_directory(own, archive,
         assert found[key]["accuracy"] == pytest.approx(result[key], abs=1e-4) and found[key]["test_images"] == 30
     assert found["harmonic_mean"] == pytest.approx(result["harmonic_mean"], abs=1e-4)
     assert results("../sat")["official_split"] is True
+    assert [line.split()[0] for line in printed[2:4]] == ["base", "novel"]
+    assert f"harmonic mean {result['harmonic_mean']:.2f}" in printed
     novel = read("../sat/evaluation/novel/per_class.csv")
     assert [row["class"] for row in novel] == list(data.EUROSAT.values())[5:]
     assert {row["group"] for row in novel} == {"unseen"}
@@ -338,11 +333,15 @@ def test_evaluating_twice_gives_the_same(own):
 
 # ------------------------------------------------------------------------------------------------------ the other tasks
 
-def test_transfer_has_zero_shot_clip_with_each_targets_template(own, archive):
+def test_transfer_has_zero_shot_clip_with_each_targets_template(own, monkeypatch):
     """EuroSAT and a folder as targets of the pets run; every prediction is that of the textbook form."""
     folder = eurosat(own / "data", split=True)
     write_classes(own / "other birds", {"hen": 5, "dog": 5})
+    measure, templates = evaluate.measure, []
+    monkeypatch.setattr(evaluate, "measure", lambda learner, *a: templates.append(getattr(learner, "template", None))
+                        or measure(learner, *a))
     evaluated("run", "--task", "cross-dataset", "--targets", "eurosat", "other birds", "--data-root", "data")
+    assert [t for t in templates if t] == ["a centered satellite photo of {}.", "a photo of a {}."]
     found = results("run", "cross-dataset")["results"]
     names = list(data.EUROSAT.values())
     learner, _ = evaluate.load_run("run")
@@ -521,7 +520,7 @@ def test_figure(own, archive, method):
     assert not list(own.glob("*.part"))
 
 
-# ---------------------------------------------------------------------------------------------------- the embedded world
+# --------------------------------------------------------------------------------------------------- the embedded world
 
 @pytest.fixture(scope="module")
 def world_run(tmp_path_factory):

@@ -15,7 +15,7 @@ import pytest
 import textbook
 import torch
 import torchvision
-from conftest import fill_learned, hash_state, openai_archive
+from conftest import fill_learned
 from PIL import Image
 from small_runs import call, done, eurosat, files, picture, read, refused, write_classes
 
@@ -27,13 +27,6 @@ import train
 from assets import world
 
 SCRIPT = Path(train.__file__)
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "small.pt"
-    openai_archive(hash_state(), path)
-    return path
 
 
 # ----------------------------------------------------------------------------------------------------- the bare command
