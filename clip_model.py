@@ -313,6 +313,7 @@ def build(state_dict):
 def load(name_or_path, device="cpu", dtype=torch.float32):
     """CLIP by name (MODELS, or "tiny") or from a file: OpenAI's TorchScript archive, or a plain state dict file.
 
+    OpenAI's models only: others under the same names (OpenCLIP's with plain GELU, say) would load and compute wrongly.
     A state dict may be wrapped as {"state_dict": ...} and its names may start with "module.". Weights become `dtype`;
     the temperature stays float32. Raises FileNotFoundError, or ValueError for a file that can't be read as a CLIP.
     """

@@ -73,20 +73,24 @@ class Dataset:
         """The picture in RGB, whatever it was: From CoOp, converted at load, before any resizing, alpha dropped."""
         if isinstance(self.pictures, dict):
             return self.pictures[name].convert("RGB")
-        path = self.path(name)
-        try:
-            with Image.open(path) as image:
-                if self.exif:
-                    image = ImageOps.exif_transpose(image)
-                if image.mode.startswith("I"):          # 16 bits: PIL would clip at 255 and give a white picture
-                    image = image.point(lambda value: value * (1 / 257)).convert("L")
-                if image.mode == "P" and "transparency" in image.info:
-                    image = image.convert("RGBA")       # same colours as the direct way, which warns
-                return image.convert("RGB")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: picture not found") from None
-        except Exception as problem:                    # PIL's formats raise many kinds, struct.error among them
-            raise ValueError(f"{path}: not a readable picture ({problem})") from None
+        return open_picture(self.path(name), self.exif)
+
+
+def open_picture(path, exif):
+    """A picture file in RGB; exif: turned as its orientation tag says. ValueError for a file that is no picture."""
+    try:
+        with Image.open(path) as image:
+            if exif:
+                image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):              # 16 bits: PIL would clip at 255 and give a white picture
+                image = image.point(lambda value: value * (1 / 257)).convert("L")
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")           # same colours as the direct way, which warns
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: picture not found") from None
+    except Exception as problem:                        # PIL's formats raise many kinds, struct.error among them
+        raise ValueError(f"{path}: not a readable picture ({problem})") from None
 
 
 # Readers: what lies on disk, each class by its id (a folder name, a line of a list) -----------------------------------

@@ -18,7 +18,6 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 import clip_model
@@ -251,13 +250,7 @@ def classify(learner, paths, top=5):
     view = data.transform(learner.clip.visual.resolution, train=False)
     answers = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                pixels = view(ImageOps.exif_transpose(image).convert("RGB"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: picture not found") from None
-        except Exception as problem:                        # PIL raises many kinds
-            raise ValueError(f"{path}: not a readable picture ({problem})") from None
+        pixels = view(data.open_picture(path, exif=True))
         logits = learner(pixels[None].to(learner.clip.logit_scale.device))[0][0]
         p, k = logits.softmax(dim=-1).topk(min(top, len(logits)))
         answers.append([(learner.classnames[i], q) for i, q in zip(k.tolist(), p.tolist())])

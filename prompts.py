@@ -100,6 +100,7 @@ class CoOp(ZeroShot):
     def __init__(self, clip, classnames, n_ctx=16, ctx_init=None, class_specific=False):
         nn.Module.__init__(self)
         self.clip = clip.requires_grad_(False)
+        ctx_init = ctx_init and " ".join(ctx_init.split())              # a double space would count as a word
         self.n_learned = self.count_learned(n_ctx, ctx_init)
         self.start = ctx_init or " ".join(["X"] * self.n_learned)       # "X" holds the place of a learned vector
         self.class_specific = class_specific

@@ -362,6 +362,11 @@ def run_all(args):
     for name in data.ALL:
         out = folder / name
         if (out / "result.json").is_file():
+            before = json.loads((out / "run.json").read_text(encoding="utf-8"))
+            other = [k for k, v in vars(args).items() if v is not None and k not in ("dataset", "out", "device", "data_root")
+                     and before.get(k) != v]
+            if other:
+                raise ValueError(f"{out} was finished with another --{other[0].replace('_', '-')}: choose another --out")
             print(f"{name}: finished before, in {out}")
             results.append(json.loads((out / "result.json").read_text(encoding="utf-8")))
         else:

@@ -747,6 +747,8 @@ def test_all_runs_the_eleven_and_skips_what_is_finished(at, monkeypatch, capsys)
     done.mkdir(parents=True)
     (done / "result.json").write_text(json.dumps({"dataset": data.ALL[0], "base": 10.0, "novel": 20.0, "harmonic_mean": 13.0}))
 
+    (done / "run.json").write_text(json.dumps({**vars(train.parse(["--method", "maple"])), "out": "", "lr": .0035}))
+
     def fake(args):
         ran.append(args.dataset)
         return {"dataset": args.dataset, "base": 32.0, "novel": 31.0, "harmonic_mean": 35.0}
@@ -755,3 +757,5 @@ def test_all_runs_the_eleven_and_skips_what_is_finished(at, monkeypatch, capsys)
     assert train.main(["--method", "maple", "--dataset", "all", "--out", "r"]) == 0
     assert ran == data.ALL[1:] and len(data.ALL) == 11
     assert capsys.readouterr().out.splitlines()[-2].split() == ["average", "30.00", "30.00", "33.00"]
+    assert train.main(["--method", "maple", "--dataset", "all", "--out", "r", "--lr", "0.1"]) == 2
+    assert "finished with another --lr: choose another --out" in capsys.readouterr().err
