@@ -752,7 +752,7 @@ def main(argv=None):
     p.add_argument("--classnames", metavar="FILE", help="class names for a folder, a line `folder<TAB>name` each")
     p.add_argument("--base-novel", action="store_true", help="halve the classes of a folder or an ImageNet variant too")
     p.add_argument("--fetch", action="store_true", help="download the pictures where torchvision can")
-    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.add_argument("--json", action="store_true", help="print one JSON object, for all a list of them")
     args = p.parse_args(argv)
     try:
         if not args.name:
@@ -761,13 +761,14 @@ def main(argv=None):
                 how = f"fetched by torchvision.datasets.{row.fetch}" if row and row.fetch else row and row.source
                 print(f"{name:16} {row.classes if row else '':>5}  {how or world.DATASETS[name][-1]}")
             return 0
+        found = []
         for name in ALL if args.name == "all" else [args.name]:
             dataset = load(name, args.data_root, seed=args.seed, classnames=args.classnames, fetch=args.fetch)
-            facts = describe(dataset, args.shots, args.seed, args.tau, args.base_novel or dataset.base_novel)
-            if args.json:
-                print(json.dumps(facts, indent=1))
-            else:
-                report(facts, dataset)
+            found.append(describe(dataset, args.shots, args.seed, args.tau, args.base_novel or dataset.base_novel))
+            if not args.json:
+                report(found[-1], dataset)
+        if args.json:
+            print(json.dumps(found if args.name == "all" else found[0], indent=1))
     except (ValueError, OSError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

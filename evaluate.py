@@ -45,10 +45,9 @@ def pictures(dataset, items, clip, batch_size=100):
 
 def loader(images, clip, **options):
     """DataLoader with workers where decoding costs something: not for the small pictures of the embedded world."""
-    on_disk = not isinstance(images.dataset.pictures, dict)
-    workers = min(4, os.cpu_count() or 1) if on_disk and len(images) > 100 else 0
-    pin = clip.logit_scale.device.type == "cuda"
-    return torch.utils.data.DataLoader(images, num_workers=workers, pin_memory=pin, **options)
+    on_disk, gpu = not isinstance(images.dataset.pictures, dict), clip.logit_scale.device.type == "cuda"
+    workers = min(4, os.cpu_count() or 1) if on_disk and (gpu or len(images) > 100) else 0      # a GPU must not wait
+    return torch.utils.data.DataLoader(images, num_workers=workers, persistent_workers=workers > 0, pin_memory=gpu, **options)
 
 
 @torch.no_grad()
@@ -71,17 +70,19 @@ def measure(learner, z, y, batch_size=100):
     Text features are computed once for the whole evaluation, after the weights are final; CoCoOp's belong to images and
     are computed for each batch. Definition 2 is then an average over images, for the others it is one number.
     """
-    shared = None if learner.per_image else learner.text_features()
-    sums, probabilities = torch.zeros(3, dtype=torch.float64), []
     K = len(learner.classnames)
+    spread = lambda g: torch.stack([losses.delta_lcd(g), losses.lcd_rms(g)]) if K > 1 else torch.zeros(2, device=g.device)
+    shared = None if learner.per_image else learner.text_features()
+    shared_spread = None if learner.per_image else spread(shared)
     batch_size = max(1, min(batch_size, 2000 // K)) if learner.per_image else batch_size        # B x K texts at a time
+    sums, probabilities = [], []
     for z_b, y_b in zip(z.split(batch_size), y.split(batch_size)):
         logits, z_b, g = learner.compare(z_b, shared)
-        probabilities.append(logits.softmax(dim=-1).cpu())
-        spread = (losses.delta_lcd(g), losses.lcd_rms(g)) if K > 1 else (torch.zeros(()), torch.zeros(()))
-        sums += len(z_b) * torch.stack([*(s.to(z.device) for s in spread), losses.delta_mid(z_b, g, y_b)]).double().cpu()
-    lcd, rms, mid = (sums / len(z)).tolist()
-    probabilities = torch.cat(probabilities)
+        probabilities.append(logits.softmax(dim=-1))
+        over_texts = spread(g) if learner.per_image else shared_spread
+        sums.append(len(z_b) * torch.cat([over_texts, losses.delta_mid(z_b, g, y_b)[None]]))
+    lcd, rms, mid = (torch.stack(sums).double().sum(dim=0) / len(z)).tolist()
+    probabilities = torch.cat(probabilities).cpu()
     right = (probabilities.argmax(dim=1) == y.cpu()).double().mean().item()
     return {"accuracy": 100 * right, "delta_lcd": lcd, "delta_mid": mid, "lcd_rms": rms}, probabilities
 
@@ -224,6 +225,10 @@ def base_to_novel(learner, settings, dataset, which, out):
 def transfer(learner, settings, targets, data_root, out):
     """Tables 2 and 4: the run's prompts on other datasets, beside zero-shot CLIP with each dataset's template."""
     datasets = {target: data.load(target, data_root) for target in targets}             # all there, before any work
+    names = [dataset.name for dataset in datasets.values()]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two of --targets are named {max(names, key=names.count)}, and each gets a folder of that name: "
+                         "evaluate them one at a time, each with an --out of its own")
     counts = dict(zip(settings["trained_classes"], settings["class_counts"]))
     results = {}
     for target, dataset in datasets.items():
@@ -385,6 +390,9 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; run it again for the whole evaluation", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -81,6 +81,9 @@ def parse(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = p.parse_args(argv or ["--method", "maple", "--npt", "--tau", "0.01"])
     args.method, args.tau = args.method or "maple", 1.0 if args.tau is None else args.tau
+    for option, seed in (("--seed", args.seed), ("--draw-seed", args.draw_seed)):
+        if seed is not None and not 0 <= seed < 2 ** 32:            # torch's generators see the lowest 32 bits only
+            raise ValueError(f"{option} must be from 0 to 2^32 - 1, got {seed}")
     return args
 
 

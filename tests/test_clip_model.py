@@ -2,6 +2,7 @@
 import gzip
 import hashlib
 import http.server
+import itertools
 import re
 import threading
 import warnings
@@ -435,6 +436,28 @@ def test_what_follows_the_end_token_does_not_matter(small_clip):
     torch.testing.assert_close(small_clip.encode_text(littered), small_clip.encode_text(tokens), atol=1e-6, rtol=0)
     hook.remove()
     assert lengths == [10, 10]                                      # and is not computed
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, .02)])
+def test_attention_by_loops(dtype, tolerance, masked):
+    """Both ways to compute it, and their gradients, against sums over single numbers in float64."""
+    q, k, v = ((2 * torch.randn(2, 3, 5, 64)).to(dtype).requires_grad_() for _ in range(3))
+    weight = torch.randn(2, 3, 5, 64).to(dtype)
+    mask = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 1, 0, 0, 1]]).bool()
+    (clip_model.attend(q, k, v, mask if masked else None) * weight).sum().backward()
+    found = clip_model.attend(q, k, v, mask if masked else None).detach().double()
+    Q, K, V = (y.detach().double().requires_grad_() for y in (q, k, v))
+    rows = []
+    for b, head, i in itertools.product(range(2), range(3), range(5)):
+        seen = [j for j in range(5) if not masked or mask[i, j]]
+        score = [(Q[b, head, i] * K[b, head, j]).sum() / 64 ** 0.5 for j in seen]
+        total = sum(s.exp() for s in score)
+        rows.append(sum(s.exp() / total * V[b, head, j] for s, j in zip(score, seen)))
+    expected = torch.stack(rows).view(2, 3, 5, 64)
+    torch.testing.assert_close(found, expected.detach(), atol=2 * tolerance, rtol=tolerance)
+    for y, grad in zip((q, k, v), torch.autograd.grad((expected * weight.double()).sum(), (Q, K, V))):
+        assert (y.grad.double() - grad).norm() <= tolerance * grad.norm()
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, .02), (torch.float16, .005)])

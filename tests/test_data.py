@@ -693,6 +693,12 @@ def test_command_line_json(tmp_path, capsys):
     assert facts["first"] == [f"train_0_{p - 20}.jpg" for p in positions[16:19]]
 
 
+def test_command_line_json_of_all_is_one_list(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data, "ALL", ["dtd", "world"])
+    code, out, _ = run(capsys, "all", "--data-root", write(tmp_path, split_file("dtd")), "--json")
+    assert code == 0 and [facts["name"] for facts in json.loads(out)] == ["dtd", "world"]
+
+
 def test_command_line_for_reading(tmp_path, capsys):
     code, out, _ = run(capsys, "dtd", "--data-root", write(tmp_path, split_file("dtd")))
     assert code == 0 and "3 classes, 2 base and 1 novel" in out and "missing 84" in out

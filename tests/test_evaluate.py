@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import fill_learned
 from PIL import Image
-from small_runs import done, eurosat, files, picture, read, refused, write_classes
+from small_runs import call, done, eurosat, files, picture, read, refused, write_classes
 
 import clip_model
 import data
@@ -323,6 +323,14 @@ def test_evaluation_makes_no_optimizer_and_no_gradient(own, monkeypatch):
     assert all(after[name] == value for name, value in before.items())
 
 
+def test_interrupted_evaluation_says_so(own, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(evaluate, "measure", interrupted)
+    code, _, err = call(evaluate.main, "run")
+    assert code == 130 and "interrupted" in err and "Traceback" not in err and not list(own.rglob("*.part"))
+
+
 def test_evaluating_twice_gives_the_same(own):
     evaluated("run")
     first = files(own / "run" / "evaluation")
@@ -388,6 +396,15 @@ def test_imagenet_variants_by_class_id(own):
     rows = read("run/evaluation/imagenetv2/per_class.csv")
     assert [row["class"] for row in rows] == ["tench", "goldfish", "brambling"]
     assert results("run", "domain-generalization")["results"]["imagenet_a"]["test_images"] == 7
+
+
+def test_targets_of_one_name_would_overwrite_each_other(own):
+    for place in ("here", "there"):
+        write_classes(own / place / "birds", {"hen": 5, "duck": 5})
+    before = files(own / "run")
+    assert "two of --targets are named birds" in refused(
+        "run", "--task", "cross-dataset", "--targets", "here/birds", "there/birds", main=evaluate.main)
+    assert files(own / "run") == before
 
 
 def test_targets_that_are_not_there_stop_before_any_is_evaluated(own, monkeypatch):

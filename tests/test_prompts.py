@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from conftest import fill_learned, hash_state
 
 import clip_model
+import losses
 import prompts
 
 RAGGED = ["Forest", "Highway or Road", "golden_retriever", "supercalifragilisticexpialidocious", "golden eagle", "Forest"]
@@ -59,6 +60,31 @@ def test_several_trees_and_recomputed_activations_change_nothing(small_clip, set
     learner = learner_of(small_clip, setting)
     assert len(learner.trees) > 1
     assert_same(learner, torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_few_images_at_a_time_change_nothing(small_clip, images, monkeypatch):
+    monkeypatch.setattr(clip_model, "CACHED", 2 * 5 * 128)                              # two images of five tokens
+    calls = []
+    hook = small_clip.visual.register_forward_pre_hook(lambda _, arguments: calls.append(len(arguments[0])))
+    assert_same(learner_of(small_clip, SETTINGS["maple"]), torch.randn(images, 3, 32, 32))
+    hook.remove()
+    assert calls == {1: [1], 2: [2], 5: [2, 2, 1]}[images]
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop", "maple"])
+def test_nothing_in_a_step_waits_for_its_numbers(method):
+    """Tensors of the meta device hold none, so whatever would make a GPU wait, .item() or nonzero(), raises there."""
+    clip = clip_model.build({name: tensor.to("meta") for name, tensor in hash_state().items()})
+    learner = prompts.build(method, clip, RAGGED, n_ctx=2)
+    optimizer = torch.optim.SGD(prompts.trainable(learner).values(), lr=0.1, momentum=0.9)
+    logits, z, g = learner(torch.empty(4, 3, 32, 32, device="meta"))
+    loss, terms = losses.npt_loss(logits, z, g, torch.empty(4, dtype=torch.long, device="meta"))
+    loss.backward()
+    optimizer.step()
+    assert all(t.is_meta for t in (loss, *terms.values(), *prompts.trainable(learner).values()))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        loss.item()
 
 
 @pytest.mark.parametrize("shape", [dict(vl=2, tl=4, patch=8), dict(vl=4, tl=2, tw=128, embed=32, offset=3), dict(vl=1, tl=1)],

@@ -420,6 +420,8 @@ REFUSED = {
     "batch 0": (["--batch-size", 0], "--epochs and --batch-size of at least 1, got 5 and 0"),
     "lr nan": (["--lr", "nan"], "--lr must be .*got nan"),
     "lr negative": (["--lr", -.1], "--lr must be"),
+    "seed negative": (["--seed", -1], "--seed must be from 0 to 2.32 - 1, got -1"),
+    "seed too large": (["--draw-seed", 2 ** 32], "--draw-seed must be from 0 to 2.32 - 1, got 4294967296"),
     "no tokens": (["--method", "coop", "--n-ctx", 0], "n_ctx must be at least 1"),
     "words and tokens": (["--method", "cocoop", "--n-ctx", 2, "--ctx-init", "a photo of a"], "leave one of them out"),
     "too many tokens": (["--method", "coop", "--n-ctx", 90], "class '.*tokens where CLIP takes 77"),
