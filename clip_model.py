@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ftfy
@@ -65,13 +66,16 @@ class Attention(nn.Module):
 
 
 def attend(q, k, v, mask=None):
-    """softmax(q k^T / 8) v over heads of width 64: (B, heads, T, 64) -> alike; mask as in Attention."""
+    """softmax(q k^T / 8) v over heads of width 64: (B, heads, T, 64) -> alike; mask as in Attention.
+
+    Written out for bfloat16 on a CPU, where torch's fused form costs half as much again, and three times in the backward
+    pass (measured on AVX-512 bfloat16).
+    """
     if q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask)
-    scores = (q / 8) @ k.mT             # torch's fused form in bfloat16 on a CPU costs half as much again, its backward
-    if mask is not None:                # pass three times as much (measured on AVX-512 bfloat16)
-        scores.masked_fill_(~mask, -torch.inf)
-    return scores.softmax(dim=-1) @ v
+    hidden = q.new_zeros(1) if mask is None else q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    scores = torch.baddbmm(hidden, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / 8)         # (B heads, T, T)
+    return (scores.softmax(dim=-1) @ v.flatten(0, 1)).view(q.shape)
 
 
 class QuickGELU(nn.Module):
@@ -181,10 +185,21 @@ class CLIP(nn.Module):
     def encode_image(self, images, visual_prompts=()):
         """G_v: (B, 3, res, res) pixels, normalised by CLIP's mean and std -> (B, d), not of unit length.
 
-        Images do not see each other. On a CPU few go through at a time, so that a layer's activations stay in the cache.
+        Images do not see each other. A CPU therefore takes few at a time, so that a layer's activations stay in its cache;
+        where nothing is learned each core takes images of its own, and none waits for another within a layer.
         """
-        few = max(1, CACHED // self.visual.positional_embedding.numel()) if images.device.type == "cpu" else len(images)
-        return torch.cat([self.visual(part, visual_prompts) for part in images.split(max(1, few))])
+        few, cores = max(1, CACHED // self.visual.positional_embedding.numel()), torch.get_num_threads()
+        if images.device.type != "cpu" or len(images) <= few:
+            return self.visual(images, visual_prompts)
+        encode = lambda part: self.visual(part, visual_prompts)
+        learned = torch.is_grad_enabled() and any(t.requires_grad for t in (*self.visual.parameters(), *visual_prompts))
+        if learned or len(images) < few * cores:
+            return torch.cat([encode(part) for part in images.split(few)])
+        parts = images.tensor_split(cores * -(-len(images) // (cores * few)))           # as many for each core
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            features = torch.cat(list(pool.map(torch.no_grad()(encode), parts)))
+        torch.set_num_threads(cores)                            # what a new thread starts with is what was set last
+        return features
 
     def encode_text(self, tokens):
         """G_l for plain texts: (N, 77) token ids of tokenize() -> (N, d), not of unit length.
@@ -212,7 +227,7 @@ class CLIP(nn.Module):
         crowded = torch.is_grad_enabled() and batch * sum(len(t.tokens) for t in trees) > CROWDED
         for tree in trees:
             if crowded:             # keep no activations, compute them again in the backward pass: the same gradients
-                g = checkpoint(self._encode_tree, tree, text_tokens, deep_prompts, use_reentrant=False)
+                g = checkpoint(self._encode_tree, tree, text_tokens, deep_prompts, use_reentrant=False, preserve_rng_state=False)
             else:
                 g = self._encode_tree(tree, text_tokens, deep_prompts)
             features.append(g)

@@ -1,4 +1,6 @@
 """The learners' fast forms against the textbook form (tests/textbook.py), and what else prompts.py promises."""
+import threading
+
 import pytest
 import textbook
 import torch
@@ -62,14 +64,37 @@ def test_several_trees_and_recomputed_activations_change_nothing(small_clip, set
     assert_same(learner, torch.randn(2, 3, 32, 32))
 
 
-@pytest.mark.parametrize("images", [1, 2, 5])
-def test_few_images_at_a_time_change_nothing(small_clip, images, monkeypatch):
-    monkeypatch.setattr(clip_model, "CACHED", 2 * 5 * 128)                              # two images of five tokens
-    calls = []
-    hook = small_clip.visual.register_forward_pre_hook(lambda _, arguments: calls.append(len(arguments[0])))
-    assert_same(learner_of(small_clip, SETTINGS["maple"]), torch.randn(images, 3, 32, 32))
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("method, images, parts", [
+    ("maple", 2, [2]), ("maple", 5, [1, 2, 2]), ("coop", 2, [2]), ("coop", 3, [1, 2]), ("coop", 9, [1, 1, 1, 2, 2, 2])])
+def test_few_images_at_a_time_change_nothing(small_clip, method, images, parts, two_threads, monkeypatch):
+    monkeypatch.setattr(clip_model, "CACHED", 2 * 5 * 128)                      # two images of five tokens
+    seen = []
+    hook = small_clip.visual.register_forward_pre_hook(
+        lambda _, arguments: seen.append((len(arguments[0]), threading.current_thread(), torch.get_num_threads())))
+    learner = learner_of(small_clip, SETTINGS[method])
+    learner(torch.randn(images, 3, 32, 32))
     hook.remove()
-    assert calls == {1: [1], 2: [2], 5: [2, 2, 1]}[images]
+    assert sorted(n for n, *_ in seen) == parts
+    each_core = images >= 4 and method == "coop"                                # the image tower learns nothing
+    assert all((thread is not threading.main_thread()) == each_core for _, thread, _ in seen)
+    assert all(threads == (1 if each_core else 2) for *_, threads in seen) and torch.get_num_threads() == 2
+    assert_same(learner, torch.randn(images, 3, 32, 32))
+
+
+def test_a_clip_in_training_gets_its_gradients_however_many_images(two_threads, monkeypatch):
+    clip, images = clip_model.build(hash_state()).requires_grad_(), torch.randn(9, 3, 32, 32)
+    expected = torch.autograd.grad(clip.visual(images).square().sum(), clip.visual.conv1.weight)[0]
+    monkeypatch.setattr(clip_model, "CACHED", 0)
+    found = torch.autograd.grad(clip.encode_image(images).square().sum(), clip.visual.conv1.weight)[0]
+    assert (found - expected).norm() <= 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("method", ["coop", "cocoop", "maple"])
