@@ -192,7 +192,8 @@ class CLIP(nn.Module):
         if images.device.type != "cpu" or len(images) <= few:
             return self.visual(images, visual_prompts)
         encode = lambda part: self.visual(part, visual_prompts)
-        learned = torch.is_grad_enabled() and any(t.requires_grad for t in (*self.visual.parameters(), *visual_prompts))
+        tensors = (images, *visual_prompts, *self.visual.parameters())
+        learned = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if learned or len(images) < few * cores:
             return torch.cat([encode(part) for part in images.split(few)])
         parts = images.tensor_split(cores * -(-len(images) // (cores * few)))           # as many for each core

@@ -89,11 +89,13 @@ def test_few_images_at_a_time_change_nothing(small_clip, method, images, parts, 
     assert_same(learner, torch.randn(images, 3, 32, 32))
 
 
-def test_a_clip_in_training_gets_its_gradients_however_many_images(two_threads, monkeypatch):
-    clip, images = clip_model.build(hash_state()).requires_grad_(), torch.randn(9, 3, 32, 32)
-    expected = torch.autograd.grad(clip.visual(images).square().sum(), clip.visual.conv1.weight)[0]
+@pytest.mark.parametrize("wanted", ["weights", "pixels"])
+def test_gradients_arrive_however_many_images(wanted, two_threads, monkeypatch):
+    clip, images = clip_model.build(hash_state()).requires_grad_(wanted == "weights"), torch.randn(9, 3, 32, 32)
+    leaf = clip.visual.conv1.weight if wanted == "weights" else images.requires_grad_()
+    expected, = torch.autograd.grad(clip.visual(images).square().sum(), leaf)
     monkeypatch.setattr(clip_model, "CACHED", 0)
-    found = torch.autograd.grad(clip.encode_image(images).square().sum(), clip.visual.conv1.weight)[0]
+    found, = torch.autograd.grad(clip.encode_image(images).square().sum(), leaf)
     assert (found - expected).norm() <= 1e-4 * expected.norm()
 
 
