@@ -609,18 +609,22 @@ def few_shot_val(train_labels, val_labels, shots, seed):
     return draw(val_labels, min(shots, 4), rng)
 
 
-def class_counts(num_classes, max_count=16, tau=1.0):
+def class_counts(num_classes, max_count=16, tau=1.0, shuffle_seed=None):
     """n_k = max(1, round(max_count * tau^(k / (K-1)))), k = 0..K-1: 16 8 4 2 1 for K = 5 and tau = 0.05.
 
     Open point: Sec. 5 gives only tau = min n_k / max n_k. Between them we go down geometrically, as long-tailed sets
     are usually made. With 16 shots, 0.05 and 0.01 ask for 0.8 and 0.16 images: both end at 1, and tau sets how fast.
+    Nor does it say which classes are rare. Here the counts fall in label order; shuffle_seed deals them out at random.
     """
     if num_classes < 1 or max_count < 1:
         raise ValueError(f"class_counts: expected at least 1 class and 1 image, got {num_classes} and {max_count}")
     if not 0 < tau <= 1:                                    # also refuses nan
         raise ValueError(f"tau = min n_k / max n_k must be above 0 and at most 1, got {tau}")
     last = max(num_classes - 1, 1)
-    return [max(1, round(max_count * tau ** (k / last))) for k in range(num_classes)]
+    n = [max(1, round(max_count * tau ** (k / last))) for k in range(num_classes)]
+    if shuffle_seed is not None:
+        random.Random(shuffle_seed).shuffle(n)
+    return n
 
 
 def halves(num_classes):
@@ -640,15 +644,10 @@ def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None):
 
     The draw goes over all classes, before any is left out: base shots are then the same for every method and task.
     Class k keeps the first n_k of its drawn images, so a smaller tau keeps a subset; one with fewer gives all it has.
-
-    Open point: Sec. 5 does not say which classes are rare. Here the counts fall in label order; shuffle_seed deals
-    them out at random.
     """
     drawn = few_shot([label for _, label in dataset.train], shots, seed)
     items = select([dataset.train[position] for position in drawn], labels)
-    n = class_counts(len(labels), shots, tau)
-    if shuffle_seed is not None:
-        random.Random(shuffle_seed).shuffle(n)
+    n = class_counts(len(labels), shots, tau, shuffle_seed)
     return [items[i] for k, group in by_label([label for _, label in items]).items() for i in group[:n[k]]]
 
 

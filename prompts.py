@@ -100,7 +100,7 @@ class CoOp(ZeroShot):
     def __init__(self, clip, classnames, n_ctx=16, ctx_init=None, class_specific=False):
         nn.Module.__init__(self)
         self.clip = clip.requires_grad_(False)
-        ctx_init = ctx_init and " ".join(ctx_init.split())              # a double space would count as a word
+        ctx_init = fold_spaces(ctx_init)
         self.n_learned = self.count_learned(n_ctx, ctx_init)
         self.start = ctx_init or " ".join(["X"] * self.n_learned)       # "X" holds the place of a learned vector
         self.class_specific = class_specific
@@ -199,6 +199,11 @@ class MaPLe(CoOp):
     def text_features(self, z=None):
         g = self.clip.encode_prompts(self.trees, self.ctx, list(self.compound_prompts_text))
         return F.normalize(g.float(), dim=-1)
+
+
+def fold_spaces(ctx_init):
+    """The ctx_init, or None, without double spaces: each would count as a word."""
+    return ctx_init and " ".join(ctx_init.split())
 
 
 def max_depth(clip):

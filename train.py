@@ -14,7 +14,6 @@ import json
 import math
 import os
 import platform
-import random
 import shutil
 import sys
 import time
@@ -100,7 +99,7 @@ def resolve(args, dataset):
     defaults = DEFAULTS[args.method]
     if dataset.name == "imagenet" and args.classes == "all":
         defaults = defaults | TRANSFER.get(args.method, {})
-    args.ctx_init = args.ctx_init and " ".join(args.ctx_init.split())   # a double space would count as a word
+    args.ctx_init = prompts.fold_spaces(args.ctx_init)
     if args.method in ("coop", "cocoop"):                           # the one that is given decides about the other
         if args.ctx_init and args.n_ctx is None:
             args.n_ctx = len(args.ctx_init.split(" "))
@@ -193,9 +192,7 @@ def announce(learner, dataset, names, items, args):
     print("prompts   " + "  ".join(learner.show_prompt(name) for name in names[:3]) + ("  ..." if len(names) > 3 else ""))
     print(f"images    {sum(n)}: " + " ".join(map(str, n[:40])) + (" ..." if len(n) > 40 else "")
           + f"; min/max = {min(n) / max(n):.4g} where tau = {args.tau:g}")
-    asked = data.class_counts(len(names), args.shots, args.tau)
-    if args.shuffle_classes:
-        random.Random(args.draw_seed).shuffle(asked)                # as data.training_items deals them out
+    asked = data.class_counts(len(names), args.shots, args.tau, args.draw_seed if args.shuffle_classes else None)
     short = [name for name, have, want in zip(names, n, asked) if have < want]
     if short:
         print(f"warning: {len(short)} classes have fewer images than asked for and give all they have: "
@@ -346,9 +343,14 @@ def summary(measures):
     return {name: round(v, 6) if isinstance(v, float) else v for name, v in numbers.items()}
 
 
+def accuracies(result):
+    """Names of the accuracies that a result holds."""
+    return [c for c in ("base", "novel", "harmonic_mean", "all") if result.get(c) is not None]
+
+
 def report(result, *labels):
     """The table a run ends with."""
-    columns = [c for c in ("base", "novel", "harmonic_mean", "all") if result.get(c) is not None]
+    columns = accuracies(result)
     rows = [("", *columns, "Delta_LCD", "Delta_MID")]
     for label, numbers in zip(labels, (result["zeroshot"], result)):
         rows.append((label, *(numbers[c] for c in columns), f"{numbers['delta_lcd']:.4f}", f"{numbers['delta_mid']:.4f}"))
@@ -374,7 +376,7 @@ def run_all(args):
             results.append(json.loads((out / "result.json").read_text(encoding="utf-8")))
         else:
             results.append(run(argparse.Namespace(**{**vars(args), "dataset": name, "out": out})))
-    columns = [c for c in ("base", "novel", "harmonic_mean", "all") if results[0].get(c) is not None]
+    columns = accuracies(results[0])
     rows = [("", *columns)] + [(r["dataset"], *(r[c] for c in columns)) for r in results]
     rows.append(("average", *(sum(r[c] for r in results) / len(results) for c in columns)))
     print(f"\n{evaluate.table(rows)}\nsaved in {folder}")
