@@ -1,12 +1,15 @@
-"""The little world: coloured shapes on a background, drawn from seeds, with captions in plain English.
+"""The little world: coloured shapes, drawn from seeds, with captions in plain English.
 
     python assets/world.py                  # draws world.png: a picture of every class, to look at
 
-One world serves two ends. assets/train_tiny_clip.py draws endless captioned pictures from it and trains the tiny CLIP on
-them. The datasets below are its downstream tasks: other pictures, in styles that the pre-training never showed. Some
-colour-shape pairs (UNSEEN) never occur in pre-training, neither in a picture nor in a caption; the novel classes of the
-main dataset are made of them, so they are novel to the tiny CLIP itself.
+One world serves two ends. assets/train_tiny_clip.py draws endless captioned pictures from it and
+trains the tiny CLIP on them. The datasets below are its downstream tasks: other pictures, in styles
+that the pre-training never showed. Some colour-shape pairs (UNSEEN) never occur in pre-training,
+neither in a picture nor in a caption; the novel classes of the main dataset are made of them, so
+they are novel to the tiny CLIP itself.
 """
+import argparse
+import os
 import sys
 import zlib
 from functools import lru_cache
@@ -18,43 +21,60 @@ from PIL import Image, ImageDraw
 
 SIZE = 32                                                   # pixels
 SHAPES = ["circle", "square", "triangle", "star", "cross", "ring", "heart", "moon", "bolt", "leaf"]
-COLOURS = {"red": (.85, .15, .15), "yellow": (.95, .85, .2), "green": (.2, .65, .25), "cyan": (.3, .85, .9),
-           "blue": (.15, .3, .85), "purple": (.5, .2, .65), "pink": (.95, .55, .75), "brown": (.5, .3, .15)}
+COLOURS = {"red": (.85, .15, .15), "yellow": (.95, .85, .2), "green": (.2, .65, .25),
+           "cyan": (.3, .85, .9), "blue": (.15, .3, .85), "purple": (.5, .2, .65),
+           "pink": (.95, .55, .75), "brown": (.5, .3, .15)}
 PATTERNS = ["plain", "striped", "dotted", "checkered"]
 BACKGROUNDS = {"black": .07, "grey": .5, "white": .93}
 SIZES = ["small", "large"]
-ATTRIBUTES = [SHAPES, list(COLOURS), PATTERNS, list(BACKGROUNDS), SIZES]        # the columns of a spec, in this order
+# the columns of a spec, in this order
+ATTRIBUTES = [SHAPES, list(COLOURS), PATTERNS, list(BACKGROUNDS), SIZES]
 SHAPE, COLOUR, PATTERN, BACKGROUND, SIZE_OF = range(5)
 
 # A quarter of the 80 pairs: each shape lacks two colours, each colour two or three shapes.
-UNSEEN = {(s, c) for s in range(len(SHAPES)) for c in range(len(COLOURS)) if (3 * s + c) % 4 == 0}
+PAIRS = [(s, c) for s in range(len(SHAPES)) for c in range(len(COLOURS))]
+UNSEEN = {(s, c) for s, c in PAIRS if (3 * s + c) % 4 == 0}
 
 
-# ------------------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------ drawing
 
 def _polygon(p, corners):
-    """Signed distance (positive inside) of points p (..., 2) from a closed polygon of (x, y) corners."""
+    """Signed distance, positive inside, of points p (..., 2) from a polygon of (x, y) corners."""
     corners = torch.tensor(corners)
-    distance, inside = torch.full(p.shape[:-1], 9.0), torch.zeros(p.shape[:-1], dtype=torch.bool)
-    for a, b in zip(corners, corners.roll(-1, 0)):
+    distance = torch.full(p.shape[:-1], 9.0)
+    inside = torch.zeros(p.shape[:-1], dtype=torch.bool)
+    for a, b in zip(corners, corners.roll(-1, 0), strict=True):
         along = (((p - a) @ (b - a)) / ((b - a) @ (b - a))).clamp(0, 1)
         distance = torch.minimum(distance, (p - a - along[..., None] * (b - a)).norm(dim=-1))
         crosses = (a[1] > p[..., 1]) != (b[1] > p[..., 1])
-        inside ^= crosses & (p[..., 0] < (b[0] - a[0]) * (p[..., 1] - a[1]) / (b[1] - a[1] + 1e-9) + a[0])
+        edge = (b[0] - a[0]) * (p[..., 1] - a[1]) / (b[1] - a[1] + 1e-9) + a[0]
+        inside ^= crosses & (p[..., 0] < edge)
     return torch.where(inside, distance, -distance)
 
 
 def _turns(radii, start=torch.pi / 2):
     angles = start + 2 * torch.pi * torch.arange(len(radii)) / len(radii)
-    return [(float(r * torch.cos(a)), float(r * torch.sin(a))) for r, a in zip(radii, angles)]
+    return [(float(r * torch.cos(a)), float(r * torch.sin(a)))
+            for r, a in zip(radii, angles, strict=True)]
 
 
 def _disc(p, x, y, r):
     return r - (p - torch.tensor([x, y])).norm(dim=-1)
 
 
+POLYGONS = {
+    "square": _turns([1.0] * 4, torch.pi / 4),
+    "triangle": _turns([1.05] * 3),
+    "star": _turns([1.05, .42] * 5),
+    "cross": [(-.27, -.95), (.27, -.95), (.27, -.27), (.95, -.27), (.95, .27), (.27, .27),
+              (.27, .95), (-.27, .95), (-.27, .27), (-.95, .27), (-.95, -.27), (-.27, -.27)],
+    "bolt": [(.25, 1.0), (-.6, -.1), (-.05, -.1), (-.3, -1.0), (.6, .15), (.05, .15)],
+}
+POINT_OF_HEART = [(-.8, .1), (-.42, .33), (0, .5), (.42, .33), (.8, .1), (0, -.9)]
+
+
 def _inside(shape, p):
-    """How far inside the shape the points p (..., 2) lie; the shape fills about the unit disc, y points up."""
+    """How far inside the shape the points p (..., 2) lie; it fills about the unit disc, y up."""
     if shape == "circle":
         return _disc(p, 0, 0, .85)
     if shape == "ring":
@@ -65,83 +85,104 @@ def _inside(shape, p):
         return torch.minimum(_disc(p, .68, 0, 1.15), _disc(p, -.68, 0, 1.15))
     if shape == "heart":
         lobes = torch.maximum(_disc(p, .42, .33, .48), _disc(p, -.42, .33, .48))
-        return torch.maximum(lobes, _polygon(p, [(-.8, .1), (-.42, .33), (0, .5), (.42, .33), (.8, .1), (0, -.9)]))
-    return _polygon(p, {"square": _turns([1.0] * 4, torch.pi / 4),
-                        "triangle": _turns([1.05] * 3),
-                        "star": _turns([1.05, .42] * 5),
-                        "cross": [(-.27, -.95), (.27, -.95), (.27, -.27), (.95, -.27), (.95, .27), (.27, .27), (.27, .95),
-                                  (-.27, .95), (-.27, .27), (-.95, .27), (-.95, -.27), (-.27, -.27)],
-                        "bolt": [(.25, 1.0), (-.6, -.1), (-.05, -.1), (-.3, -1.0), (.6, .15), (.05, .15)]}[shape])
+        return torch.maximum(lobes, _polygon(p, POINT_OF_HEART))
+    return _polygon(p, POLYGONS[shape])
+
+
+def _patterns(p, radius, chosen, phase):
+    """How much of the second colour each point shows, in [0, 1]: (N, 32, 32).
+
+    p (N, 32, 32, 2) points of the unit disc, radius (N, 1, 1, 1) in pixels, chosen (N,) patterns.
+    """
+    wave = torch.sin(p * radius * (2 * torch.pi / 6.5) + phase)         # a period of 6.5 pixels
+    striped = wave[..., 1] * 2
+    dotted = (wave.sum(dim=-1) - .6) * 1.5
+    checkered = wave.prod(dim=-1) * 4
+    each = torch.stack([torch.zeros_like(striped), striped, dotted, checkered])
+    blend = (each[chosen, torch.arange(len(p))] + .5).clamp(0, 1)
+    return torch.where(chosen[:, None, None] == 0, 0.0, blend)
 
 
 def draw_pictures(specs, generator, sketch=False, max_turn=20):
-    """specs (N, 5) attribute indices -> pictures (N, 3, 32, 32) in [0, 1]; pose, shade and light come from `generator`.
+    """specs (N, 5) attribute indices -> pictures (N, 3, 32, 32) in [0, 1].
 
-    sketch draws the outline only; max_turn is the largest rotation in degrees.
+    Pose, shade and light come from `generator`. sketch draws the outline only; max_turn is the
+    largest rotation in degrees.
     """
     n = len(specs)
-    uniform = lambda low, high, *shape: low + (high - low) * torch.rand(n, *shape, generator=generator)
-    axis = (torch.arange(SIZE) + .5 - SIZE / 2)
-    pixels = torch.stack([axis.expand(SIZE, SIZE), -axis[:, None].expand(SIZE, SIZE)], dim=-1)     # (32, 32, 2), y up
-    radius = torch.where(specs[:, SIZE_OF] == 0, uniform(6.5, 8.5), uniform(10.5, 13))[:, None, None, None]
+
+    def uniform(low, high, *shape):
+        return low + (high - low) * torch.rand(n, *shape, generator=generator)
+
+    axis = torch.arange(SIZE) + .5 - SIZE / 2
+    x, y = axis.expand(SIZE, SIZE), -axis[:, None].expand(SIZE, SIZE)
+    pixels = torch.stack([x, y], dim=-1)                                # (32, 32, 2), y points up
+    small, large = uniform(6.5, 8.5), uniform(10.5, 13)
+    radius = torch.where(specs[:, SIZE_OF] == 0, small, large)[:, None, None, None]
     turn = uniform(-max_turn, max_turn) * torch.pi / 180
-    rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], dim=-1).view(n, 1, 2, 2)
+    rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], dim=-1)
     shift = uniform(-1, 1, 1, 1, 2) * (SIZE / 2 - 1.0 - radius).clamp(min=1)
-    p = ((pixels - shift) @ rotation) / radius                                                      # (n, 32, 32, 2)
+    p = ((pixels - shift) @ rotation.view(n, 1, 2, 2)) / radius         # (N, 32, 32, 2)
     depth = torch.empty(n, SIZE, SIZE)
     for s, shape in enumerate(SHAPES):
         depth[specs[:, SHAPE] == s] = _inside(shape, p[specs[:, SHAPE] == s])
-    depth = depth * radius[..., 0]                                                                  # in pixels
+    depth = depth * radius[..., 0]                                      # in pixels
     cover = (depth + .5).clamp(0, 1)
     if sketch:
         cover = cover * (1.8 - depth).clamp(0, 1)
-
-    phase = uniform(0, 2 * torch.pi, 1, 1, 2)
-    wave = torch.sin(p * radius * (2 * torch.pi / 6.5) + phase)                                     # a period of 6.5 px
-    second = torch.stack([torch.zeros_like(depth), wave[..., 1] * 2, (wave.sum(dim=-1) - .6) * 1.5,
-                          wave.prod(dim=-1) * 4])                                                   # one a pattern
-    second = second[specs[:, PATTERN], torch.arange(n)]
-    blend = torch.where(specs[:, PATTERN, None, None] == 0, 0.0, (second + .5).clamp(0, 1))[:, None]
+    blend = _patterns(p, radius, specs[:, PATTERN], uniform(0, 2 * torch.pi, 1, 1, 2))[:, None]
 
     colour = torch.tensor(list(COLOURS.values()))[specs[:, COLOUR]] + uniform(-.07, .07, 3)
-    light = torch.where(colour.mean(dim=1, keepdim=True) > .5, colour * .4, .45 * colour + .55)    # the pattern's colour
-    figure = colour[..., None, None] * (1 - blend) + light[..., None, None] * blend
-    grey = torch.tensor(list(BACKGROUNDS.values()))[specs[:, BACKGROUND]][:, None, None, None] + uniform(-.06, .06, 3, 1, 1)
-    slope = (pixels @ uniform(-1, 1, 2, 1)[:, None]).squeeze(-1)[:, None] / SIZE                    # light from one side
-    picture = grey + (figure - grey) * cover[:, None]
-    return (picture + .12 * slope + .02 * torch.randn(n, 3, SIZE, SIZE, generator=generator)).clamp(0, 1)
+    bright = colour.mean(dim=1, keepdim=True) > .5
+    second = torch.where(bright, colour * .4, .45 * colour + .55)       # the pattern's colour
+    figure = colour[..., None, None] * (1 - blend) + second[..., None, None] * blend
+    grey = torch.tensor(list(BACKGROUNDS.values()))[specs[:, BACKGROUND]]
+    ground = grey[:, None, None, None] + uniform(-.06, .06, 3, 1, 1)
+    slope = (pixels @ uniform(-1, 1, 2, 1)[:, None]).squeeze(-1)[:, None] / SIZE    # light's side
+    picture = ground + (figure - ground) * cover[:, None]
+    noise = .02 * torch.randn(n, 3, SIZE, SIZE, generator=generator)
+    return (picture + .12 * slope + noise).clamp(0, 1)
 
 
-# ------------------------------------------------------------------------------------------------------------- captions
+# ----------------------------------------------------------------------------------------- captions
 
 def caption(spec, mentioned):
-    """spec (5,) and which attributes to mention -> "a photo of a small red striped star on black." and the like."""
-    shape, colour, pattern, background, size = (values[i] for values, i in zip(ATTRIBUTES, spec))
+    """spec (5,) and what to mention (5,) -> "small red striped star on black" and the like."""
+    shape, colour, pattern, background, size = (
+        values[i] for values, i in zip(ATTRIBUTES, spec, strict=True))
     words = [word for word, said in ((size, mentioned[SIZE_OF]), (colour, mentioned[COLOUR]),
                                      (pattern, mentioned[PATTERN])) if said]
     words.append(shape if mentioned[SHAPE] else "shape")
-    return " ".join(words) + (f" on {background}" if mentioned[BACKGROUND] else "")
+    if mentioned[BACKGROUND]:
+        words += ["on", background]
+    return " ".join(words)
+
+
+def _any_specs(n, generator):
+    """n specs (n, 5), every attribute uniform."""
+    columns = [torch.randint(len(a), (n,), generator=generator) for a in ATTRIBUTES]
+    return torch.stack(columns, dim=1)
 
 
 def random_specs(n, generator):
     """n specs, uniform over the world but for the UNSEEN pairs."""
-    specs = torch.stack([torch.randint(len(a), (4 * n,), generator=generator) for a in ATTRIBUTES], dim=1)
+    specs = _any_specs(4 * n, generator)
     unseen = torch.zeros(len(SHAPES), len(COLOURS), dtype=torch.bool)
     unseen[tuple(torch.tensor(sorted(UNSEEN)).T)] = True
     return specs[~unseen[specs[:, SHAPE], specs[:, COLOUR]]][:n]
 
 
-# ------------------------------------------------------------------------------------------------------------- datasets
+# ----------------------------------------------------------------------------------------- datasets
 
 def _pairs(unseen):
     """Colour-shape pairs for half of the main dataset: 12, spread over all shapes and colours."""
-    pairs = sorted((s, c) for s in range(len(SHAPES)) for c in range(len(COLOURS)) if ((s, c) in UNSEEN) == unseen)
+    pairs = [pair for pair in PAIRS if (pair in UNSEEN) == unseen]
     return [pairs[i * len(pairs) // 12] for i in range(12)]
 
 
 def _as_specs(classes, n, generator):
-    """n specs for each class, given as {attribute column: value}; what a class leaves open is drawn at random."""
-    specs = torch.stack([torch.randint(len(a), (len(classes) * n,), generator=generator) for a in ATTRIBUTES], dim=1)
+    """n specs for each class {attribute column: value}; what a class leaves open is random."""
+    specs = _any_specs(len(classes) * n, generator)
     for i, fixed in enumerate(classes):
         for column, value in fixed.items():
             specs[i * n:(i + 1) * n, column] = value
@@ -152,16 +193,19 @@ def _classes(label_space):
     """-> class names and, for each, the attributes that it fixes."""
     if label_space == "pairs":
         pairs = _pairs(unseen=False) + _pairs(unseen=True)              # base, then novel
-        return [f"{list(COLOURS)[c]} {SHAPES[s]}" for s, c in pairs], [{SHAPE: s, COLOUR: c} for s, c in pairs]
+        return ([f"{list(COLOURS)[c]} {SHAPES[s]}" for s, c in pairs],
+                [{SHAPE: s, COLOUR: c} for s, c in pairs])
     if label_space == "shapes":
         return SHAPES, [{SHAPE: s} for s in range(len(SHAPES))]
     if label_space == "colours":
         return [f"{c} shape" for c in COLOURS], [{COLOUR: c} for c in range(len(COLOURS))]
-    named = [(s, p) for p in range(len(PATTERNS)) for s in range(len(SHAPES)) if (s + p) % 2 == 0 and p]
-    return [f"{PATTERNS[p]} {SHAPES[s]}" for s, p in named], [{SHAPE: s, PATTERN: p} for s, p in named]
+    named = [(s, p) for p in range(1, len(PATTERNS)) for s in range(len(SHAPES))
+             if (s + p) % 2 == 0]                                # every other pair, none plain
+    return ([f"{PATTERNS[p]} {SHAPES[s]}" for s, p in named],
+            [{SHAPE: s, PATTERN: p} for s, p in named])
 
 
-# name: (label space, style, what it is). The styles are in _restyle; "plain" pictures are those of the pre-training.
+# name: (label space, style, what it is). Styles are in _restyle; sketch and rotated are drawn so.
 DATASETS = {
     "world": ("pairs", "poster", "24 coloured shapes in a poster style: 12 base classes, 12 novel"),
     "world_shapes": ("shapes", "poster", "10 shapes in any colour, poster style"),
@@ -177,11 +221,12 @@ POSTER = .5             # strength of the poster style, from 0 (none) to 1
 
 def _restyle(pictures, style, generator):
     n = len(pictures)
-    if style == "poster":               # inks run into each other, the print is coarse, the paper shows through
+    if style == "poster":       # inks run into each other, print is coarse, paper shows through
         inks = torch.tensor([[.45, .55, .0], [.0, .45, .55], [.55, .0, .45]])
         mixed = torch.einsum("ij,njhw->nihw", (1 - POSTER) * torch.eye(3) + POSTER * inks, pictures)
         paper = F.interpolate(torch.randn(n, 1, 8, 8, generator=generator), SIZE, mode="bilinear")
-        return mixed + .25 * POSTER * paper + .1 * POSTER * torch.randn(n, 3, SIZE, SIZE, generator=generator)
+        grain = torch.randn(n, 3, SIZE, SIZE, generator=generator)
+        return mixed + .25 * POSTER * paper + .1 * POSTER * grain
     if style == "noise":
         return pictures + .25 * torch.randn(n, 3, SIZE, SIZE, generator=generator)
     if style == "blur":
@@ -191,42 +236,82 @@ def _restyle(pictures, style, generator):
 
 @lru_cache(maxsize=None)
 def draw(name):
-    """A dataset -> (class names, {"train", "val", "test": [(picture name, label)]}, {picture name: PIL image}).
+    """A dataset -> (class names, {part: [(picture name, label)]}, {picture name: PIL image}).
 
-    Always the same pictures: the seed comes from the dataset's name. 32 training and 50 test pictures a class.
+    The parts are train, val (empty) and test, 32 and 50 pictures a class. Always the same pictures:
+    the seed comes from the dataset's name.
     """
     label_space, style, _ = DATASETS[name]
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     names, fixed = _classes(label_space)
     splits, images = {"val": []}, {}
+    max_turn = 180 if style == "rotated" else 20
     for part, n in (("train", 32), ("test", 50)):
         specs = _as_specs(fixed, n, generator)
-        pictures = draw_pictures(specs, generator, sketch=style == "sketch", max_turn=180 if style == "rotated" else 20)
-        pixels = (255 * _restyle(pictures, style, generator).clamp(0, 1)).byte().permute(0, 2, 3, 1).numpy()
-        splits[part] = [(f"{part}/{names[i // n]}/{i % n:02d}.png", i // n) for i in range(len(specs))]
-        images |= {picture: Image.fromarray(array) for (picture, _), array in zip(splits[part], pixels)}
+        pictures = draw_pictures(specs, generator, sketch=style == "sketch", max_turn=max_turn)
+        pictures = _restyle(pictures, style, generator).clamp(0, 1)
+        pixels = (255 * pictures).byte().permute(0, 2, 3, 1).numpy()
+        splits[part] = [(f"{part}/{names[i // n]}/{i % n:02d}.png", i // n)
+                        for i in range(len(specs))]
+        for (picture, _), array in zip(splits[part], pixels, strict=True):
+            images[picture] = Image.fromarray(array)
     return list(names), splits, images
 
 
-def contact_sheet(path):
-    """A test picture of every class of every dataset, with names, as one image file."""
-    wide, scale, text = 12, 2, 24
+# --------------------------------------------------------------------------------------- to look at
+
+def contact_sheet():
+    """A test picture of every class of every dataset, with whole names below it, as one image."""
+    wide, scale, gap, head, foot = 12, 2, 6, 24, 28     # foot: room for a name's two words
     cell = SIZE * scale
-    sheet = Image.new("RGB", (wide * cell, len(DATASETS) * (2 * (cell + 12) + text)), "white")
+    width = gap + wide * (cell + gap)
+    sheet = Image.new("RGB", (width, len(DATASETS) * (head + 2 * (cell + foot))), "white")
     pen = ImageDraw.Draw(sheet)
     y = 0
     for name, (_, _, words) in DATASETS.items():
         classnames, splits, images = draw(name)
-        pen.text((4, y + 6), f"{name}: {words}", fill="black")
-        y += text
-        first = [next(n for n, label in splits["test"] if label == k) for k in range(len(classnames))]
-        for start in range(0, len(first), wide):
-            for x, k in enumerate(range(start, min(start + wide, len(first)))):
-                sheet.paste(images[first[k]].resize((cell, cell), Image.NEAREST), (x * cell, y))
-                pen.text((x * cell, y + cell), classnames[k][:12], fill="black", font_size=9)
-            y += cell + 12
-    sheet.crop((0, 0, sheet.width, y)).save(path)
+        pen.text((gap, y + 4), f"{name}: {words}", fill="black", font_size=12)
+        y += head
+        first = {label: picture for picture, label in reversed(splits["test"])}
+        for k, classname in enumerate(classnames):
+            x = gap + k % wide * (cell + gap)
+            if k and k % wide == 0:
+                y += cell + foot
+            sheet.paste(images[first[k]].resize((cell, cell), Image.NEAREST), (x, y))
+            pen.multiline_text((x + cell / 2, y + cell), classname.replace(" ", "\n"), fill="black",
+                               font_size=10, spacing=1, anchor="ma", align="center")
+        y += cell + foot
+    return sheet.crop((0, 0, width, y))
+
+
+def check_target(path, ending):
+    """ValueError or FileNotFoundError, before any work, unless `path` can become a file."""
+    if path.suffix != ending:
+        raise ValueError(f"{path}: expected a file that ends in {ending}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is there and no plain file: choose another name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder: make it, or choose another name")
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description="Draw a picture of every class, to look at.")
+    p.add_argument("out", nargs="?", type=Path, default=Path(__file__).with_name("world.png"),
+                   help="the picture, a .png file; default: world.png beside this script")
+    args = p.parse_args(argv)
+    try:
+        check_target(args.out, ".png")
+        sheet, part = contact_sheet(), args.out.with_suffix(".part")
+        sheet.save(part, format="png", optimize=True)
+        os.replace(part, args.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was saved", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    contact_sheet(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("world.png"))
+    sys.exit(main())
