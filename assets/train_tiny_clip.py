@@ -1,14 +1,18 @@
-"""Trains the tiny CLIP of the little world from nothing and writes tiny_clip.pt, with a log beside it.
+"""Trains the tiny CLIP of the little world from nothing: tiny_clip.pt, with a log beside it.
 
     python assets/train_tiny_clip.py            # minutes and final accuracy: see tiny_clip.log
 
-The model is clip_model.CLIP with small sizes. The objective is CLIP's contrastive loss alone: pictures and captions of a
-batch are compared with each other, in both directions. One thing differs from web data: captions here mention only some
-attributes ("a photo of a striped star."), so a caption is often true of several pictures of the batch. All captions that
-are true of a picture count as positives, with equal shares of the target.
+The model is clip_model.CLIP with small sizes. The objective is CLIP's contrastive loss alone:
+pictures and captions of a batch are compared with each other, in both directions. One thing differs
+from web data: captions here mention only some attributes ("a photo of a striped star."), so a
+caption is often true of several pictures of the batch. All captions that are true of a picture
+count as positives, with equal shares of the target.
 
-Colour is learned first and shape late. Half of the batches therefore show a single colour, where only the other
-attributes can tell the pictures apart.
+Colour is learned first and shape late. Half of the batches therefore show a single colour, where
+only the other attributes can tell the pictures apart.
+
+While it trains, the log grows in tiny_clip.log.part; model and log get their names together when
+all is done, so that the log is always that of the model beside it.
 """
 import argparse
 import math
@@ -22,30 +26,35 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import clip_model  # noqa: E402
-from assets import world  # noqa: E402
+import clip_model
+from assets import world
 
-TEMPLATES = ["a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "this is a {}.", "a {}", "{}"]
-MENTION = torch.tensor([.9, .7, .4, .2, .2])         # how often a caption names shape, colour, pattern, background, size
-WORDS = torch.tensor(sorted({i for text in [*(t.format("") for t in TEMPLATES), "shape on",
-                                            *(word for values in world.ATTRIBUTES for word in values)]
-                             for i in clip_model.prompt_ids(text)}))    # the ids that occur in a caption
-MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.48145466, 0.4578275, 0.40821073),
-                                                     (0.26862954, 0.26130258, 0.27577711)))        # CLIP's
+TEMPLATES = ["a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "this is a {}.",
+             "a {}", "{}"]
+# how often a caption names shape, colour, pattern, background, size
+MENTION = torch.tensor([.9, .7, .4, .2, .2])
+TEXTS = [*(t.format("") for t in TEMPLATES), "shape on", *sum(world.ATTRIBUTES, [])]
+# the ids that occur in a caption
+WORDS = torch.tensor(sorted({i for text in TEXTS for i in clip_model.prompt_ids(text)}))
+MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in (                   # CLIP's
+    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
+REPORT = 200                                                            # steps between two reports
 
 
 def new_clip(args):
     """A CLIP with CLIP's initialisation."""
-    clip = clip_model.CLIP(resolution=world.SIZE, patch_size=args.patch, vision_width=args.width,
-                           vision_layers=args.vision_layers, text_width=args.width, text_layers=args.text_layers,
-                           vocab_size=len(WORDS), embed_dim=args.embed_dim)
+    clip = clip_model.CLIP(
+        resolution=world.SIZE, patch_size=args.patch, vision_width=args.width,
+        vision_layers=args.vision_layers, text_width=args.width, text_layers=args.text_layers,
+        vocab_size=len(WORDS), embed_dim=args.embed_dim)
     normal = nn.init.normal_
     normal(clip.token_embedding.weight, std=.02)
     normal(clip.positional_embedding, std=.01)
     normal(clip.text_projection, std=args.width ** -.5)
-    for parameter in (clip.visual.class_embedding, clip.visual.positional_embedding, clip.visual.proj):
+    visual = clip.visual
+    for parameter in (visual.class_embedding, visual.positional_embedding, visual.proj):
         normal(parameter, std=args.width ** -.5)
-    for tower in (clip.transformer, clip.visual.transformer):
+    for tower in (clip.transformer, visual.transformer):
         shrink = (2 * len(tower.resblocks)) ** -.5
         for block in tower.resblocks:
             normal(block.attn.in_proj_weight, std=args.width ** -.5)
@@ -57,107 +66,205 @@ def new_clip(args):
 
 
 def write_captions(specs, generator):
-    """-> token ids (N, 77) counted in WORDS, and which attributes each caption mentions (N, 5)."""
+    """-> token ids (N, 77) counted in WORDS, and the attributes that a caption mentions (N, 5)."""
     mentioned = torch.rand(len(specs), 5, generator=generator) < MENTION
     which = torch.randint(len(TEMPLATES), (len(specs),), generator=generator)
-    captions = [TEMPLATES[t].format(world.caption(s, m)) for t, s, m in zip(which, specs.tolist(), mentioned.tolist())]
+    captions = [TEMPLATES[t].format(world.caption(spec, said)) for t, spec, said in zip(
+        which, specs.tolist(), mentioned.tolist(), strict=True)]
     return number_words(clip_model.tokenize(captions)), mentioned
 
 
 def number_words(tokens):
-    """CLIP's ids -> places in WORDS (the end token stays the highest); training needs no vector for 49,408 words."""
+    """CLIP's ids -> places in WORDS, where the end token stays the highest.
+
+    So training needs no vectors for 49,408 words.
+    """
     return torch.searchsorted(WORDS, tokens).clamp(max=len(WORDS) - 1)
 
 
 def contrastive_loss(clip, pictures, tokens, specs, mentioned):
+    """Cross-entropy in both directions, over all captions that hold for a picture -> scalar.
+
+    pictures (N, 3, 32, 32), tokens (N, 77), specs (N, 5), mentioned (N, 5) of the captions
+    """
     with torch.autocast(pictures.device.type, torch.bfloat16):
         z, g = clip.encode_image(pictures), clip.encode_text(tokens)
     z, g = F.normalize(z.float(), dim=-1), F.normalize(g.float(), dim=-1)
     logits = z @ g.T / clip.temperature
-    agree = specs[:, None] == specs[None]                               # (picture, caption, attribute)
-    true = (agree | ~mentioned[None]).all(dim=-1).float()               # the caption holds for the picture
-    rows, columns = true / true.sum(dim=1, keepdim=True), true.T / true.T.sum(dim=1, keepdim=True)
+    agree = specs[:, None] == specs[None]                       # (picture, caption, attribute)
+    true = (agree | ~mentioned[None]).all(dim=-1).float()       # the caption holds for the picture
+    rows = true / true.sum(dim=1, keepdim=True)
+    columns = true.T / true.T.sum(dim=1, keepdim=True)
     return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, columns)) / 2
 
 
 @torch.no_grad()
 def zero_shot(clip, specs, pictures):
-    """Accuracy in per cent on the 80 colour-shape pairs, over pictures of pairs seen in training and of unseen ones."""
+    """Accuracy in per cent over the 80 colour-shape pairs -> (pairs seen in training, unseen)."""
     names = [f"a photo of a {c} {s}." for s in world.SHAPES for c in world.COLOURS]
-    g = F.normalize(clip.encode_text(number_words(clip_model.tokenize(names))), dim=-1)
+    tokens = number_words(clip_model.tokenize(names))
+    g = F.normalize(clip.encode_text(tokens), dim=-1)
     z = F.normalize(torch.cat([clip.encode_image(p) for p in pictures.split(500)]), dim=-1)
-    right = (z @ g.T).argmax(dim=1) == specs[:, world.SHAPE] * len(world.COLOURS) + specs[:, world.COLOUR]
+    true = specs[:, world.SHAPE] * len(world.COLOURS) + specs[:, world.COLOUR]
+    right = (z @ g.T).argmax(dim=1) == true
     unseen = torch.tensor([(s, c) in world.UNSEEN for s, c in specs[:, :2].tolist()])
     return 100 * right[~unseen].float().mean().item(), 100 * right[unseen].float().mean().item()
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--steps", type=int, default=3000)
-    p.add_argument("--batch-size", type=int, default=256)
+def parse(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--steps", type=int, default=3000, help="200 of them are a warm-up")
+    p.add_argument("--batch-size", type=int, default=256, help="pictures of a step")
     p.add_argument("--pictures", type=int, default=50_000, help="size of the pre-training set")
-    p.add_argument("--lr", type=float, default=1e-3)
-    p.add_argument("--patch", type=int, default=8)
-    p.add_argument("--width", type=int, default=128)
-    p.add_argument("--vision-layers", type=int, default=4)
-    p.add_argument("--text-layers", type=int, default=3)
-    p.add_argument("--embed-dim", type=int, default=128)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=Path(__file__).with_name("tiny_clip.pt"))
-    args = p.parse_args()
-    log = open(args.out.with_suffix(".log"), "w")
+    p.add_argument("--lr", type=float, default=1e-3, help="AdamW's highest learning rate")
+    p.add_argument("--patch", type=int, default=8, help="pixels of a patch's side")
+    p.add_argument("--width", type=int, default=128, help="of both towers, 64 for each head")
+    p.add_argument("--vision-layers", type=int, default=4, help="layers of the image tower")
+    p.add_argument("--text-layers", type=int, default=3, help="layers of the text tower")
+    p.add_argument("--embed-dim", type=int, default=128, help="d, size of the joint features")
+    p.add_argument("--seed", type=int, default=0, help="of pictures, weights and batches")
+    p.add_argument("--out", type=Path, default=Path(__file__).with_name("tiny_clip.pt"),
+                   help="the model, a .pt file; its log stands beside it")
+    args = p.parse_args(argv)
+    check(args)
+    return args
 
-    def say(line):
-        print(line, flush=True)
-        print(line, file=log, flush=True)
 
-    say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in vars(args).items() if k != "out"))
-    torch.manual_seed(args.seed)
-    generator = torch.Generator().manual_seed(args.seed)
-    start = time.time()
+def check(args):
+    """ValueError or FileNotFoundError for what can't be trained or saved, before any work."""
+    for name in ("steps", "batch_size", "patch", "width", "vision_layers", "text_layers",
+                 "embed_dim"):
+        if getattr(args, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} must be at least 1, got {getattr(args, name)}")
+    if args.pictures < 200:                             # fewer may leave a colour without any
+        raise ValueError(f"--pictures must be at least 200, got {args.pictures}")
+    if not 0 < args.lr < math.inf:
+        raise ValueError(f"--lr must be a finite number above 0, got {args.lr}")
+    if world.SIZE % args.patch:
+        raise ValueError(f"--patch must divide the pictures' {world.SIZE} pixels, got {args.patch}")
+    if args.width % 64:
+        raise ValueError(f"--width must be a multiple of 64, heads x 64, got {args.width}")
+    if not 0 <= args.seed < 2 ** 32:
+        raise ValueError(f"--seed must be from 0 to 2^32 - 1, got {args.seed}")
+    world.check_target(args.out, ".pt")
+    world.check_target(args.out.with_suffix(".log"), ".log")
+
+
+def draw_pool(args, generator):
+    """The pre-training set and a test set -> (specs, pictures as bytes), (specs, pictures)."""
     specs = world.random_specs(args.pictures, generator)
     pool = torch.cat([(255 * world.draw_pictures(s, generator)).byte() for s in specs.split(1000)])
-    by_colour = [(specs[:, world.COLOUR] == c).nonzero()[:, 0] for c in range(len(world.COLOURS))]
-    test_specs = torch.stack([torch.randint(len(a), (2000,), generator=generator) for a in world.ATTRIBUTES], dim=1)
+    columns = [torch.randint(len(a), (2000,), generator=generator) for a in world.ATTRIBUTES]
+    test_specs = torch.stack(columns, dim=1)
     test = (world.draw_pictures(test_specs, generator) - MEAN) / STD
-    say(f"{len(pool)} pictures drawn in {time.time() - start:.0f} s")
+    return (specs, pool), (test_specs, test)
 
-    clip = new_clip(args)
-    say(f"{sum(p.numel() for n, p in clip.named_parameters() if 'token' not in n):,} parameters without the word vectors")
+
+def batches(specs, steps, batch_size, generator):
+    """`steps` batches of places in the set; every other one, by chance, shows a single colour."""
+    everything = torch.arange(len(specs))
+    by_colour = [(specs[:, world.COLOUR] == c).nonzero()[:, 0] for c in range(len(world.COLOURS))]
+    groups = by_colour + [everything] * len(by_colour)
+    for _ in range(steps):
+        among = groups[torch.randint(len(groups), (1,), generator=generator).item()]
+        yield among[torch.randint(len(among), (batch_size,), generator=generator)]
+
+
+def optimisation(clip, steps, lr):
+    """AdamW, weight decay on matrices only, with a warm-up of 200 steps and a cosine to 0."""
     decay = [p for p in clip.parameters() if p.ndim > 1]
     others = [p for p in clip.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": .05}, {"params": others, "weight_decay": 0}],
-                                  lr=args.lr, betas=(.9, .98))
-    rate = lambda step: min(1, step / 200) * .5 * (1 + math.cos(math.pi * step / args.steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    total = 0.0
-    for step in range(1, args.steps + 1):
-        colour = torch.randint(2 * len(by_colour), (1,), generator=generator).item()
-        among = by_colour[colour] if colour < len(by_colour) else torch.arange(len(pool))
-        chosen = among[torch.randint(len(among), (args.batch_size,), generator=generator)]
+    groups = [{"params": decay, "weight_decay": .05}, {"params": others, "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(.9, .98))
+
+    def rate(step):
+        return min(1, step / 200) * .5 * (1 + math.cos(math.pi * step / steps))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+def train(clip, pretraining, test, args, generator, say):
+    """The steps; `say` gets a line about every 200th. ValueError where the loss is not finite."""
+    specs, pool = pretraining
+    optimizer, schedule = optimisation(clip, args.steps, args.lr)
+    start, total, counted = time.time(), 0.0, 0
+    chosen_sets = batches(specs, args.steps, args.batch_size, generator)
+    for step, chosen in enumerate(chosen_sets, start=1):
         tokens, mentioned = write_captions(specs[chosen], generator)
-        loss = contrastive_loss(clip, (pool[chosen] / 255 - MEAN) / STD, tokens, specs[chosen], mentioned)
+        pictures = (pool[chosen] / 255 - MEAN) / STD
+        loss = contrastive_loss(clip, pictures, tokens, specs[chosen], mentioned)
+        if not loss.isfinite():
+            raise ValueError(f"the loss became {loss.item()} at step {step}: try a smaller --lr")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         clip.logit_scale.data.clamp_(max=math.log(100))                 # as CLIP does
-        total += loss.item()
-        if step % 200 == 0 or step == args.steps:
-            seen, unseen = zero_shot(clip, test_specs, test)
-            say(f"step {step:5d}  {(time.time() - start) / 60:5.1f} min  loss {total / 200:.4f}  "
-                f"1/lambda {1 / clip.temperature.item():5.1f}  zero-shot, 80 pairs: seen {seen:.1f} %, unseen {unseen:.1f} %")
-            total = 0.0
+        total, counted = total + loss.item(), counted + 1
+        if step % REPORT == 0 or step == args.steps:
+            seen, unseen = zero_shot(clip, *test)
+            say(f"step {step:5d}  {(time.time() - start) / 60:5.1f} min  "
+                f"loss {total / counted:.4f}  1/lambda {1 / clip.temperature.item():5.1f}  "
+                f"zero-shot, 80 pairs: seen {seen:.1f} %, unseen {unseen:.1f} %")
+            total, counted = 0.0, 0
 
+
+def save(clip, path):
+    """Half-precision weights to `path`. Raises OSError where they can't be written, and ValueError
+    where they are not finite."""
     state = {n: t.detach().half() for n, t in clip.state_dict().items()}
-    state["token_embedding.words"] = WORDS          # the ids that the vectors belong to; other words read as 0
-    part = args.out.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, args.out)
-    say(f"{args.out.name}: {args.out.stat().st_size:,} bytes, {len(WORDS)} words, SHA-256 {clip_model.sha256(args.out)}")
+    broken = [name for name, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{broken[0]} is no longer finite: try a smaller --lr")
+    state["token_embedding.words"] = WORDS          # whose vectors these are; other words read as 0
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:                   # torch's word for a full disk
+        raise OSError(f"could not write {path}: {str(error).splitlines()[0]}") from error
+
+
+def run(args):
+    """The whole job: the model at --out and its log beside it."""
+    model_part, log = args.out.with_suffix(".part"), args.out.with_suffix(".log")
+    log_part = log.with_name(log.name + ".part")
+    with open(log_part, "w", encoding="utf-8") as file:
+        def say(line):
+            print(line, flush=True)
+            print(line, file=file, flush=True)
+
+        say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, " + " ".join(
+            f"--{k.replace('_', '-')} {v}" for k, v in vars(args).items() if k != "out"))
+        torch.manual_seed(args.seed)
+        generator = torch.Generator().manual_seed(args.seed)
+        start = time.time()
+        pretraining, test = draw_pool(args, generator)
+        say(f"{args.pictures} pictures drawn in {time.time() - start:.0f} s")
+        clip = new_clip(args)
+        numbers = sum(p.numel() for n, p in clip.named_parameters() if "token" not in n)
+        say(f"{numbers:,} parameters without the word vectors")
+        train(clip, pretraining, test, args, generator, say)
+        save(clip, model_part)
+        say(f"{args.out.name}: {model_part.stat().st_size:,} bytes, {len(WORDS)} words, "
+            f"SHA-256 {clip_model.sha256(model_part)}")
+    os.replace(model_part, args.out)
+    os.replace(log_part, log)
+
+
+def main(argv=None):
+    try:
+        run(parse(argv))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; no model was saved, an older one and its log stay as they were",
+              file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

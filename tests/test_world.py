@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import hash_state
+from small_runs import call, done, files, refused
 
 import clip_model
 import data
@@ -106,6 +107,50 @@ def test_contrastive_loss_is_cross_entropy_over_true_captions(monkeypatch):
     with torch.no_grad():
         loss = train_tiny_clip.contrastive_loss(clip, pictures, tokens, specs, mentioned)
     assert loss.item() == pytest.approx(total, abs=2e-3)
+
+
+@pytest.mark.parametrize("words, reason", [
+    ("--steps -1", "--steps must be at least 1"), ("--text-layers 0", "--text-layers"),
+    ("--pictures 7", "--pictures must be at least 200"), ("--lr nan", "--lr must be a finite"),
+    ("--lr 0", "--lr"), ("--width 100", "multiple of 64"), ("--patch 5", "--patch"),
+    ("--seed -3", "--seed"), ("--out model.txt", "ends in .pt"), ("--out gone/m.pt", "gone"),
+    ("--out folder.pt", "no plain file"), ("--out taken.pt", "taken.log")])
+def test_training_is_refused_before_anything_is_touched(at, words, reason):
+    (at / "folder.pt").mkdir()
+    (at / "taken.log").mkdir()
+    (at / "tiny_clip.log").write_text("the log of before")
+    defaults = [] if "--out" in words else ["--out", "tiny_clip.pt"]
+    line = refused(*words.split(), *defaults, main=train_tiny_clip.main)
+    assert reason in line
+    assert files(at).keys() == {"tiny_clip.log"}
+    assert (at / "tiny_clip.log").read_text() == "the log of before"
+
+
+def test_model_and_log_get_their_names_together(at, monkeypatch):
+    small = ["--steps", "2", "--pictures", "200", "--batch-size", "8", "--width", "64",
+             "--vision-layers", "1", "--text-layers", "1", "--embed-dim", "16", "--out", "tiny.pt"]
+    done(*small, main=train_tiny_clip.main)
+    assert files(at).keys() == {"tiny.pt", "tiny.log"}
+    log = (at / "tiny.log").read_text()
+    assert clip_model.sha256(at / "tiny.pt") in log and "step     2" in log
+    assert clip_model.load("tiny.pt").text_projection.shape == (64, 16)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    before = files(at)
+    monkeypatch.setattr(train_tiny_clip, "contrastive_loss", interrupted)
+    code, _, error = call(train_tiny_clip.main, *small)
+    assert code == 130 and len(error.strip().splitlines()) == 1
+    assert before.items() <= files(at).items()
+
+
+def test_the_sheet_of_the_world_goes_to_plain_files_only(at):
+    (at / "folder.png").mkdir()
+    assert "no plain file" in refused("folder.png", main=world.main)
+    assert "ends in .png" in refused("world.txt", main=world.main)
+    assert "gone" in refused("gone/world.png", main=world.main)
+    assert not files(at)
 
 
 def test_words_are_numbered_and_the_end_token_stays_highest():
