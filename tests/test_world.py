@@ -17,7 +17,7 @@ from assets import laboratory, train_tiny_clip, world
 ASSETS = Path(world.__file__).parent
 
 
-# ------------------------------------------------------------------------------------------------------------- the world
+# ---------------------------------------------------------------------------------------- the world
 
 def test_unseen_pairs_are_never_drawn_for_pretraining():
     specs = world.random_specs(5000, torch.Generator().manual_seed(0))
@@ -28,13 +28,19 @@ def test_unseen_pairs_are_never_drawn_for_pretraining():
 
 def test_novel_classes_are_unseen_pairs_and_base_classes_are_not():
     names, splits, pictures = world.draw("world")
-    pair = lambda name: (world.SHAPES.index(name.split()[1]), list(world.COLOURS).index(name.split()[0]))
+
+    def pair(name):
+        colour, shape = name.split()
+        return world.SHAPES.index(shape), list(world.COLOURS).index(colour)
+
     base, novel = data.halves(len(names))
     assert len(names) == len(set(names)) == 24
     assert all(pair(names[k]) not in world.UNSEEN for k in base)
     assert all(pair(names[k]) in world.UNSEEN for k in novel)
-    assert [len(splits[p]) for p in ("train", "val", "test")] == [24 * 32, 0, 24 * 50] and len(pictures) == 24 * 82
-    assert all(name.split("/")[1] == names[label] for part in splits.values() for name, label in part)
+    assert [len(splits[p]) for p in ("train", "val", "test")] == [24 * 32, 0, 24 * 50]
+    assert len(pictures) == 24 * 82
+    for name, label in sum(splits.values(), []):
+        assert name.split("/")[1] == names[label]
 
 
 @pytest.mark.parametrize("name", world.DATASETS)
@@ -51,7 +57,8 @@ def test_pictures_come_from_seeds():
     second = world.draw("world")[2]
     assert all(first[n].tobytes() == second[n].tobytes() for n in list(first)[:50])
     other = world.draw("world_blur")
-    assert other[1]["test"] == world.draw("world")[1]["test"]           # the same classes, but not the same pictures
+    # the same classes, but not the same pictures
+    assert other[1]["test"] == world.draw("world")[1]["test"]
     assert len({p.tobytes() for d in ("world_sketch", "world_blur", "world_rotated") for p in
                 list(world.draw(d)[2].values())[:5]}) == 15
 
@@ -66,12 +73,13 @@ def test_shapes_by_points_one_knows():
     centre = torch.zeros(2)
     inside = {shape: bool(world._inside(shape, centre) > 0) for shape in world.SHAPES}
     assert inside == {**dict.fromkeys(world.SHAPES, True), "ring": False, "moon": False}
-    assert world._inside("ring", torch.tensor([.72, 0])) > 0 and world._inside("moon", torch.tensor([-.7, 0])) > 0
-    assert world._inside("heart", torch.tensor([0., -.8])) > 0 > world._inside("heart", torch.tensor([0., .8]))
+    for shape, x, y in (("ring", .72, 0), ("moon", -.7, 0), ("heart", 0, -.8)):
+        assert world._inside(shape, torch.tensor([x, y])) > 0
+    assert world._inside("heart", torch.tensor([0, .8])) < 0
 
 
 def test_colour_and_background_stand_where_they_should():
-    specs = torch.tensor([[0, 4, 0, 0, 1]])                             # a large plain blue circle on black
+    specs = torch.tensor([[0, 4, 0, 0, 1]])                     # a large plain blue circle on black
     picture = world.draw_pictures(specs, torch.Generator().manual_seed(0))[0]
     inside = picture[:, 12:20, 12:20].mean(dim=(1, 2))
     assert inside[2] > .7 and inside[0] < .35                           # blue
@@ -85,25 +93,29 @@ def test_captions_by_hand():
     assert world.caption(spec, [0, 0, 1, 0, 1]) == "small striped shape"
 
 
-# --------------------------------------------------------------------------------------------------------- the tiny CLIP
+# ------------------------------------------------------------------------------------ the tiny CLIP
 
 def test_contrastive_loss_is_cross_entropy_over_true_captions(monkeypatch):
     clip = clip_model.build(hash_state())
     clip.logit_scale.data.fill_(1.0)
     specs = torch.tensor([[0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [2, 0, 1, 1, 1]])
     mentioned = torch.tensor([[1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 0, 0]]).bool()
-    # caption 0 "red circle" is true of picture 0; 1 "circle" of pictures 0 and 1; 2 "striped shape" of picture 2
+    # caption 0 "red circle" is true of picture 0; 1 "circle" of pictures 0 and 1;
+    # 2 "striped shape" of picture 2
     true = [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
-    pictures, tokens = torch.randn(3, 3, 32, 32), clip_model.tokenize(["red circle", "circle", "striped shape"])
+    pictures = torch.randn(3, 3, 32, 32)
+    tokens = clip_model.tokenize(["red circle", "circle", "striped shape"])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        z, g = F.normalize(clip.encode_image(pictures).float()), F.normalize(clip.encode_text(tokens).float())
+        z = F.normalize(clip.encode_image(pictures).float())
+        g = F.normalize(clip.encode_text(tokens).float())
     s = [[math.e * float(a @ b) for b in g] for a in z]
     total = 0
     for i in range(3):
         row, column = [s[i][j] for j in range(3)], [s[j][i] for j in range(3)]
         for scores, hits in ((row, true[i]), (column, [true[j][i] for j in range(3)])):
             log_sum = math.log(sum(map(math.exp, scores)))
-            total += sum(log_sum - v for v, hit in zip(scores, hits) if hit) / sum(hits) / 3 / 2
+            missed = sum(log_sum - v for v, hit in zip(scores, hits, strict=True) if hit)
+            total += missed / sum(hits) / 3 / 2
     with torch.no_grad():
         loss = train_tiny_clip.contrastive_loss(clip, pictures, tokens, specs, mentioned)
     assert loss.item() == pytest.approx(total, abs=2e-3)
@@ -154,11 +166,12 @@ def test_the_sheet_of_the_world_goes_to_plain_files_only(at):
 
 
 def test_words_are_numbered_and_the_end_token_stays_highest():
-    tokens = clip_model.tokenize(["a photo of a small red striped star on black.", "this is a shape."])
+    tokens = clip_model.tokenize(["a photo of a small red striped star on black.",
+                                  "this is a shape."])
     numbered = train_tiny_clip.number_words(tokens)
     ends = tokens.argmax(dim=1)
     assert numbered.argmax(dim=1).tolist() == ends.tolist()
-    for row, new, end in zip(tokens, numbered, ends):
+    for row, new, end in zip(tokens, numbered, ends, strict=True):
         assert train_tiny_clip.WORDS[new[:end + 1]].tolist() == row[:end + 1].tolist()
 
 
@@ -181,7 +194,7 @@ def test_tiny_clip_knows_its_world_but_not_perfectly():
         assert 3 / 12 < accuracy < .9
 
 
-# -------------------------------------------------------------------------------------------------------- the laboratory
+# ----------------------------------------------------------------------------------- the laboratory
 
 @pytest.mark.parametrize("words", [
     "--method maple --tau 0.01 --seed 1 --npt --w1 0.3 --w2 0.8",
@@ -229,26 +242,80 @@ def test_interval_by_hand():
 
 def test_criteria_by_hand():
     done = {("--method", "zeroshot"): {"base": 60.0, "novel": 76.0}}
-    done |= {laboratory.command("maple", tau, s): {"base": b + s} for s in (1, 2) for tau, b in (("1", 70), ("0.01", 66))}
-    verdicts = [line.split("  ")[0].strip() for line in laboratory.criteria(done, (1, 2)).splitlines()[1:]]
-    assert verdicts == ["met", "NOT MET", "met", "NOT MET"]             # novel 76 > 75; +11.5 points; a fall of 4
+    for tau, b in (("1", 70), ("0.01", 66)):
+        done |= {laboratory.command("maple", tau, s): {"base": b + s} for s in (1, 2)}
+    lines = laboratory.criteria(done, (1, 2)).splitlines()[1:]
+    verdicts = [line.split("  ")[0].strip() for line in lines]
+    # novel 76 > 75; +11.5 points; a fall of 4
+    assert verdicts == ["met", "NOT MET", "met", "NOT MET"]
 
 
-def test_tables_have_the_form_of_the_readme():
-    """A row for each learner and tau, whatever the outcome; and the README shows what laboratory.csv says."""
+def test_tables_have_their_rows_whatever_the_outcome():
+    """A row for each learner and tau, out of random numbers."""
     seeds = (1, 2)
-    names = [*laboratory.MEASURES, "all", "zeroshot all", *laboratory.TARGETS,
-             *("zeroshot " + t for t in laboratory.TARGETS)]
-    done = {words: {name: float(torch.rand(())) for name in names} for words in laboratory.all_runs(seeds)}
-    text = laboratory.tables(done, seeds)
-    rows = [line for line in text.splitlines() if re.match(r"\| (1|0\.05|0\.01) \| (CoOp|CoCoOp|MaPLe)(\+NPT)? \|", line)]
-    assert len(rows) == 3 * 6 + 2                                       # the main table, and MaPLe's rows by learning rate
+    done = {words: {name: float(torch.rand(())) for name in laboratory.COLUMNS}
+            for words in laboratory.all_runs(seeds)}
+    text = laboratory.page(done, seeds)
+    row = r"\| (1|0\.05|0\.01) \| (CoOp|CoCoOp|MaPLe)(\+NPT)? \|"
+    rows = [line for line in text.splitlines() if re.match(row, line)]
+    assert len(rows) == 3 * 6 + 2               # the main table, and MaPLe's rows by learning rate
     assert all(len(line.split(" | ")) == 9 for line in rows[:18])
 
 
-def test_readme_shows_what_the_laboratory_found():
-    shown = laboratory.README.read_text().split("<!-- laboratory -->\n")[1].split("<!-- /laboratory -->")[0]
-    seeds = laboratory.SEEDS
+def test_laboratory_md_is_what_the_script_writes_from_the_csv():
     done = laboratory.read_results()
-    assert set(laboratory.all_runs(seeds)) <= set(done)
-    assert laboratory.tables(done, seeds) == shown
+    assert set(laboratory.all_runs(laboratory.SEEDS)) <= set(done)
+    assert laboratory.page(done, laboratory.SEEDS) == laboratory.PAGE.read_text(encoding="utf-8")
+
+
+def test_findings_take_their_figures_from_the_numbers():
+    """Every harmonic mean with NPT and means lowered by 5 points: no finding may keep its gain."""
+    done = laboratory.read_results()
+    lowered = {words: dict(numbers) for words, numbers in done.items()}
+    for words, numbers in lowered.items():
+        if "--w1 0.3 --w2 0.8" in " ".join(words) and "harmonic_mean" in numbers:
+            numbers["harmonic_mean"] -= 5
+    found = laboratory.Results(lowered, laboratory.SEEDS)
+    text = " ".join(laboratory.means_change_little(found).split())
+    assert "between -7.3 (CoOp, tau = 1) and -3.2 (MaPLe, tau = 1)" in text     # -2.3 and +1.8
+    assert "and 0 of 9 intervals include 0" in text and "(-4.9 ± 1.4 in H)" in text
+
+
+@pytest.fixture
+def own_csv(at, monkeypatch):
+    """An empty laboratory in a folder of its own."""
+    monkeypatch.setattr(laboratory, "CSV", at / "laboratory.csv")
+    monkeypatch.setattr(laboratory, "PAGE", at / "laboratory.md")
+    return at
+
+
+@pytest.mark.parametrize("words, reason", [
+    ("--seeds 1", "--seeds must be from 2 to 15"), ("--seeds 16", "--seeds"),
+    ("--processes 0", "--processes must be at least 1"), ("--page", "lacks")])
+def test_the_laboratory_refuses_before_any_work(own_csv, words, reason):
+    assert reason in refused(*words.split(), main=laboratory.main)
+    assert not files(own_csv)
+
+
+def test_another_form_of_the_csv_is_refused(own_csv):
+    laboratory.CSV.write_text("run,base\n--method maple,70\n")
+    assert "expected the columns world, run, base" in refused("--page", main=laboratory.main)
+
+
+def test_every_finished_run_is_saved_and_ctrl_c_is_one_line(own_csv, monkeypatch):
+    class Pool:
+        def __init__(self, *_, **__): pass
+        def __enter__(self): return self
+        def __exit__(self, *_): pass
+
+        def imap_unordered(self, _, missing):
+            yield missing[0], dict.fromkeys(laboratory.MEASURES, 1.5)
+            yield missing[1], dict.fromkeys(laboratory.MEASURES, 2.5)
+            raise KeyboardInterrupt
+
+    context = type("Context", (), {"Pool": Pool})
+    monkeypatch.setattr(laboratory, "get_context", lambda _: context)
+    code, _, error = call(laboratory.main, "--criteria", "--seeds", "2")
+    assert code == 130 and error.strip().splitlines()[-1].startswith("interrupted; finished runs")
+    saved = list(laboratory.read_results().values())
+    assert [numbers["base"] for numbers in saved] == [1.5, 2.5]
