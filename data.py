@@ -22,6 +22,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import os
 import random
 import re
@@ -72,7 +73,7 @@ class Dataset:
 
     @property
     def test_only(self):
-        """ImageNet's variants: From CoOp, their training list is their test list: not to train on."""
+        """ImageNet's variants: From CoOp, their training list is their test list: not trained."""
         return self.train == self.test
 
     def path(self, name):
@@ -927,6 +928,53 @@ ROWS = {
 }
 ALL = list(ROWS)[:11]               # Table 1; the other four are the targets of Table 4
 NAMES = [*world.DATASETS, *ROWS]
+
+
+# What all scripts share ---------------------------------------------------------------------------
+
+class Parser(argparse.ArgumentParser):
+    """argparse that refuses like everything else here: a ValueError of one line."""
+
+    def error(self, message):
+        raise ValueError(f"{message[:300]}; see --help")
+
+
+def number(low, high=math.inf):
+    """For type=: a finite number from low to high."""
+    def convert(word):
+        value = float(word)
+        if not (low <= value <= high and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}, got {word[:40]}")
+        return value
+    convert.__name__ = "number"
+    return convert
+
+
+def whole(low, high=2 ** 31 - 1):
+    """For type=: a whole number from low to high."""
+    def convert(word):
+        value = int(word)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low} to {high}, got {word[:40]}")
+        return value
+    convert.__name__ = "whole number"
+    return convert
+
+
+seed = whole(0, 2 ** 32 - 1)        # torch's generators see the lowest 32 bits only
+
+
+def exit_code(job, interrupted="interrupted; nothing unfinished was kept"):
+    """Run a script's job; a failure becomes one line -> 0, 2 (refused), 130 (Ctrl-C)."""
+    try:
+        job()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return 130
+    return 0
 
 
 # The command line ---------------------------------------------------------------------------------

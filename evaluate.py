@@ -1,19 +1,16 @@
-"""Evaluate a finished run; it never trains. Also the measures that train.py prints before and after (Sec. 5, Defs. 2, 3).
+"""Evaluate a finished run; it never trains. Also what train.py measures before and after training.
 
-    python evaluate.py runs/world-maple-npt-tau0.01-seed1                       # base and novel classes, CSV files
-    python evaluate.py RUN --task cross-dataset --targets world_shapes world_colours        # Table 2
-    python evaluate.py RUN --task domain-generalization --targets world_sketch world_noise  # Table 4
-    python evaluate.py RUN --image photo.jpg                                    # the top classes of a photo
-    python evaluate.py RUN --figure collapse.png                                # Fig. 1 and the cosines, drawn
+    python evaluate.py RUN                  # a run's folder: base and novel classes, CSV files
+    python evaluate.py RUN --task cross-dataset --targets world_shapes world_colours    # Table 2
+    python evaluate.py RUN --task domain-generalization --targets world_sketch          # Table 4
+    python evaluate.py RUN --image photo.jpg            # the top classes of a photo
 
-Accuracy is top-1 over all test images, in per cent, base images against base classes and novel against novel, as the
-originals have it. The harmonic mean of both is H = 2 b n / (b + n), Table 1.
+Accuracy is top-1 over all test images, in per cent, base images against base classes and novel
+against novel, as the originals have it; Table 1 has the harmonic mean of both. Beside it stand
+Definitions 2 and 3, L_LC's two parts and the three collapses of Sec. 3.2.
 """
-import argparse
 import csv
-import io
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -30,25 +27,11 @@ TASKS = {                       # --task: the paper's targets where --targets na
     "cross-dataset": [name for name in data.ALL if name != "imagenet"],
     "domain-generalization": ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"],
 }
-MANY, FEW = 8, 2                # Open point: many-shot classes have at least 8 training images of 16, few-shot at most 2
+MANY, FEW = 8, 2    # Open point: many-shot has at least 8 training images, few-shot at most 2
+OF_TEXTS = ("delta_lcd", "lcd_rms", "lc_shared", "lc_unequal")      # measured on texts alone
 
 
-# ---------------------------------------------------------------------------------------------------------- the measures
-
-def pictures(dataset, items, clip, batch_size=100):
-    """Loader over (images (B, 3, res, res), labels (B,)) in order, test transform."""
-    if not items:
-        raise ValueError(f"{dataset.name}: none of the classes to evaluate has a test picture")
-    view = data.transform(clip.visual.resolution, train=False)
-    return loader(data.Pictures(dataset, items, view), clip, batch_size=batch_size)
-
-
-def loader(images, clip, **options):
-    """DataLoader with workers where decoding costs something: not for the small pictures of the embedded world."""
-    on_disk, gpu = not isinstance(images.dataset.pictures, dict), clip.logit_scale.device.type == "cuda"
-    workers = min(4, os.cpu_count() or 1) if on_disk and (gpu or len(images) > 100) else 0      # a GPU must not wait
-    return torch.utils.data.DataLoader(images, num_workers=workers, persistent_workers=workers > 0, pin_memory=gpu, **options)
-
+# What is measured ------------------------------------------------------------------------------
 
 @torch.no_grad()
 def image_features(learner, batches, show=None):
@@ -61,30 +44,72 @@ def image_features(learner, batches, show=None):
     return torch.cat(z), torch.cat(y).to(device)
 
 
+def test_features(learner, dataset, labels, frozen, show=None):
+    """z, y of the test images of some classes.
+
+    This decides that image features are shared: in a frozen image tower they are the same for all
+    learners, and zero-shot CLIP's serve CoOp and CoCoOp. `frozen` keeps them, {labels: (z, y)}.
+    """
+    key = tuple(labels)
+    if learner.frozen_images and key in frozen:
+        return frozen[key]
+    clip, items = learner.clip, data.select(dataset.test, labels)
+    batches = data.batches(dataset, items, clip.visual.resolution, clip.logit_scale.device)
+    found = image_features(learner, batches, show)
+    if learner.frozen_images:
+        frozen[key] = found
+    return found
+
+
+def score(learner, dataset, labels, frozen, show=None):
+    """A learner on the test images of some classes -> what measure() returns.
+
+    labels  the classes, as labels of the dataset; they become the learner's
+    frozen  a dict of the caller's, see test_features
+    """
+    learner.set_classes([dataset.classnames[k] for k in labels])
+    return measure(learner, *test_features(learner, dataset, labels, frozen, show))
+
+
+def text_measures(g):
+    """OF_TEXTS of text features g (K, d) or (B, K, d), (4,); 0 for one class, which has no mu."""
+    if g.shape[-2] < 2:
+        return g.new_zeros(len(OF_TEXTS))
+    return torch.stack([losses.delta_lcd(g), losses.lcd_rms(g), *losses.lc_parts(g)])
+
+
 @torch.no_grad()
 def measure(learner, z, y, batch_size=100):
     """The learner on image features z (N, d) with labels y (N,) among its classes.
 
-    -> {"accuracy" in per cent, "delta_lcd", "delta_mid", "lcd_rms"} and the probabilities of Eq. (1), (N, K), on the CPU.
+    -> {"accuracy" in per cent, OF_TEXTS, "delta_mid", the three collapses of Sec. 3.2} and the
+    probabilities of Eq. (1), (N, K), on the CPU.
 
-    Text features are computed once for the whole evaluation, after the weights are final; CoCoOp's belong to images and
-    are computed for each batch. Definition 2 is then an average over images, for the others it is one number.
+    Text features are computed once for the whole evaluation, after the weights are final; CoCoOp's
+    belong to images: measures of texts are then averages over images, collapses use the mean text.
     """
-    K = len(learner.classnames)
-    spread = lambda g: torch.stack([losses.delta_lcd(g), losses.lcd_rms(g)]) if K > 1 else torch.zeros(2, device=g.device)
-    shared = None if learner.per_image else learner.text_features()
-    shared_spread = None if learner.per_image else spread(shared)
-    batch_size = max(1, min(batch_size, 2000 // K)) if learner.per_image else batch_size        # B x K texts at a time
-    sums, probabilities = [], []
-    for z_b, y_b in zip(z.split(batch_size), y.split(batch_size)):
-        logits, z_b, g = learner.compare(z_b, shared)
-        probabilities.append(logits.softmax(dim=-1))
-        over_texts = spread(g) if learner.per_image else shared_spread
-        sums.append(len(z_b) * torch.cat([over_texts, losses.delta_mid(z_b, g, y_b)[None]]))
-    lcd, rms, mid = (torch.stack(sums).double().sum(dim=0) / len(z)).tolist()
+    K, lam = len(learner.classnames), learner.clip.temperature
+    g, of_texts = None, None
+    if learner.per_image:
+        batch_size = max(1, min(batch_size, 2000 // K))             # B x K texts at a time
+    else:
+        g = learner.text_features()
+        of_texts = text_measures(g)
+    sums, mean_g, probabilities = [], 0, []
+    for z_b, y_b in zip(z.split(batch_size), y.split(batch_size), strict=True):
+        if learner.per_image:
+            g = learner.text_features(z_b)
+            of_texts = text_measures(g)
+            mean_g = mean_g + g.sum(dim=0) / len(z)
+        probabilities.append(losses.class_probabilities(z_b, g, lam))               # Eq. (1)
+        mid = losses.delta_mid(z_b, g, y_b)
+        sums.append(len(z_b) * torch.cat([of_texts, mid[None]]))
+    means = (torch.stack(sums).double().sum(dim=0) / len(z)).tolist()
     probabilities = torch.cat(probabilities).cpu()
     right = (probabilities.argmax(dim=1) == y.cpu()).double().mean().item()
-    return {"accuracy": 100 * right, "delta_lcd": lcd, "delta_mid": mid, "lcd_rms": rms}, probabilities
+    numbers = dict(zip((*OF_TEXTS, "delta_mid"), means, strict=True)) | {"accuracy": 100 * right}
+    collapses = losses.collapses(z, mean_g if learner.per_image else g, y)          # Sec. 3.2
+    return numbers | collapses, probabilities
 
 
 def harmonic_mean(base, novel):
@@ -93,159 +118,184 @@ def harmonic_mean(base, novel):
 
 
 def recalls(labels, predictions, K):
-    """Share of right predictions for each class, in per cent; nan for a class without test images."""
+    """Right predictions of each class in per cent, nan without test images; and these images."""
     n = torch.bincount(labels, minlength=K)
-    return 100 * torch.bincount(labels[labels == predictions], minlength=K) / n, n
+    right = torch.bincount(labels[labels == predictions], minlength=K)
+    return 100 * right / n, n
 
 
-# ------------------------------------------------------------------------------------------------------- a finished run
+# A finished run --------------------------------------------------------------------------------
 
 def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
-    """-> learner with the run's learned tensors, and the run's settings (what train.py saved beside them).
+    """-> learner with the run's learned tensors, and the settings that train.py saved beside them.
 
-    Raises FileNotFoundError where there is no finished run, ValueError where its files can't be read.
+    Raises FileNotFoundError where there is no finished run, ValueError for files that are not one.
     """
     folder = Path(folder)
     if not (folder / "result.json").is_file() or not (folder / "prompts.pt").is_file():
-        raise FileNotFoundError(f"{folder} is no finished run: expected result.json and prompts.pt in it, as train.py "
-                                "leaves them")
+        raise FileNotFoundError(f"{folder} is no finished run: expected result.json and prompts.pt "
+                                "in it, as train.py leaves them")
     try:
         run = torch.load(folder / "prompts.pt", map_location="cpu", weights_only=True)
         settings, learned = run["settings"], run["learned"]
         classnames, backbone = classnames or settings["trained_classes"], settings["backbone"]
     except Exception as error:
-        raise ValueError(f"{folder / 'prompts.pt'}: not a run's learned tensors ({type(error).__name__}); train again"
-                         ) from error
+        raise ValueError(f"{folder / 'prompts.pt'}: not a run's learned tensors "
+                         f"({type(error).__name__}); train again") from error
     clip = clip_model.load(backbone, device, dtype)
     learner = prompts.build(settings["method"], clip, classnames, n_ctx=settings["n_ctx"],
-                            ctx_init=settings["ctx_init"], prompt_depth=settings["prompt_depth"])
+                            ctx_init=settings["ctx_init"], prompt_depth=settings["prompt_depth"],
+                            class_specific=settings.get("class_specific", False))
     prompts.load_trainable(learner, learned)
     return learner, settings
 
 
 def load_dataset(folder, settings, data_root):
-    """The dataset of a run. ValueError where its classes changed or test pictures would be ones the run trained on."""
-    dataset = data.load(settings["dataset"], data_root, seed=settings["draw_seed"], classnames=settings["classnames_file"])
-    if dataset.classnames[:len(settings["trained_classes"])] != settings["trained_classes"]:
-        raise ValueError(f"{settings['dataset']} has other classes now than those that {folder} was trained on")
+    """The dataset of a run.
+
+    Raises ValueError where its classes changed, or test pictures are ones that the run trained on.
+    """
+    dataset = data.load(settings["dataset"], data_root, seed=settings["draw_seed"],
+                        classnames=settings["classnames_file"])
+    name, trained = settings["dataset"], settings["trained_classes"]
+    if dataset.classnames[:len(trained)] != trained:
+        raise ValueError(f"{name} has other classes now than those that {folder} was trained on")
     if (folder / "drawn.csv").is_file():                            # zero-shot CLIP has none
         with open(folder / "drawn.csv", encoding="utf-8", newline="") as file:
             drawn = {row[0] for row in csv.reader(file)}
-        seen = drawn & {name for name, _ in dataset.test}
+        seen = drawn & {picture for picture, _ in dataset.test}
         if seen:
-            raise ValueError(f"{len(seen)} test pictures of {settings['dataset']} trained the prompts of {folder}, first "
-                             f"{min(seen)}: its pictures or its split changed since; now: {dataset.split}")
+            raise ValueError(f"{len(seen)} test pictures of {name} trained the prompts of "
+                             f"{folder}, first {min(seen)}: its pictures or its split changed "
+                             f"since; now: {dataset.split}")
     data.check_pictures(dataset, dataset.test, decode=False)
     return dataset
-
-
-def write(path, text):
-    """Write a file under a temporary name, then rename it: it is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def write_csv(path, rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write(path, text.getvalue())
 
 
 def table(rows):
     """Rows of words and numbers -> lines with aligned columns; numbers with two decimals."""
     rows = [[f"{c:.2f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
-                     for row in rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------------------- the parts
+# Tables 1, 2, 4 for one run --------------------------------------------------------------------
 
-def evaluate_classes(learner, dataset, labels, trained, out, features=None):
-    """Accuracy on the test images of some classes, with per-class, per-image and confusion files in the folder `out`.
+def evaluate_classes(learner, dataset, labels, trained, out, frozen):
+    """Accuracy on the test images of some classes, with CSV files in the folder `out`.
 
     labels   the classes, as labels of the dataset
     trained  training images of each of them in the run, for the groups many, medium and few
-    features z, y of these test images where the caller holds them
+    frozen   a dict of the caller's, see test_features
     """
-    names = [dataset.classnames[k] for k in labels]
-    items = data.select(dataset.test, labels)
-    learner.set_classes(names)
-    z, y = features or image_features(learner, pictures(dataset, items, learner.clip), show="test images")
-    result, probabilities = measure(learner, z, y)
-    y, (confidence, predicted) = y.cpu(), probabilities.max(dim=1)
+    names, items = [dataset.classnames[k] for k in labels], data.select(dataset.test, labels)
+    result, probabilities = score(learner, dataset, labels, frozen, "test images")
+    y = torch.tensor([label for _, label in items])
+    confidence, predicted = probabilities.max(dim=1)
     recall, n = recalls(y, predicted, len(labels))
-
-    group = ["unseen" if c == 0 else "many" if c >= MANY else "few" if c <= FEW else "medium" for c in trained]
+    group = [group_of(count) for count in trained]
     out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / "per_class.csv", [("class", "training_images", "group", "test_images", "recall"), *(
-        (name, c, g, int(m), f"{r:.2f}") for name, c, g, m, r in zip(names, trained, group, n, recall))])
-    write_csv(out / "predictions.csv", [("picture", "class", "predicted", "probability"), *(
-        (name, names[k], names[p], f"{q:.4f}") for (name, k), p, q in zip(items, predicted, confidence))])
-    confusion = torch.bincount(y * len(names) + predicted, minlength=len(names) ** 2).view(len(names), -1)
-    write_csv(out / "confusion.csv", [("class \\ predicted", *names), *(
-        (name, *row) for name, row in zip(names, confusion.tolist()))])
+    data.write_csv(out / "per_class.csv", [
+        ("class", "training_images", "group", "test_images", "recall"),
+        *((name, count, g, int(m), f"{r:.2f}")
+          for name, count, g, m, r in zip(names, trained, group, n, recall, strict=True))])
+    data.write_csv(out / "predictions.csv", [
+        ("picture", "class", "predicted", "probability"),
+        *((picture, names[k], names[p], f"{q:.4f}")
+          for (picture, k), p, q in zip(items, predicted, confidence, strict=True))])
+    pairs = torch.bincount(y * len(names) + predicted, minlength=len(names) ** 2)
+    data.write_csv(out / "confusion.csv", [
+        ("class \\ predicted", *names),
+        *((name, *row) for name, row in
+          zip(names, pairs.view(len(names), -1).tolist(), strict=True))])
+    return result | {"groups": group_recalls(group, recall, n), "num_classes": len(names),
+                     "test_images": len(items)}
 
-    result["groups"] = {}
+
+def group_of(count):
+    """Many, medium, few or unseen, by a class's training images."""
+    if count >= MANY:
+        return "many"
+    if count > FEW:
+        return "medium"
+    return "few" if count else "unseen"
+
+
+def group_recalls(group, recall, n):
+    """{group: {"classes", "recall"}} over the classes with test images."""
+    groups = {}
     for name in dict.fromkeys(group):
-        inside = torch.tensor([g == name and m > 0 for g, m in zip(group, n)])
+        inside = torch.tensor([g == name and m > 0 for g, m in zip(group, n, strict=True)])
         if inside.any():
-            result["groups"][name] = {"classes": int(inside.sum()), "recall": recall[inside].mean().item()}
-    return result | {"num_classes": len(names), "test_images": len(items)}
+            groups[name] = {"classes": int(inside.sum()), "recall": recall[inside].mean().item()}
+    return groups
 
 
 def show_groups(name, result):
-    words = [f"{g} {v['recall']:.1f} % ({v['classes']} classes)" for g, v in result["groups"].items()]
+    words = [f"{g} {v['recall']:.1f} % ({v['classes']} classes)"
+             for g, v in result["groups"].items()]
     print(f"{name}: mean recall by training images: " + ", ".join(words))
 
 
-def base_to_novel(learner, settings, dataset, which, out):
-    """Table 1 for one run -> {"base": ..., "novel": ..., "harmonic_mean"} or {"all": ...}."""
-    K = len(dataset.classnames)
-    halves = dict(zip(("base", "novel"), data.halves(K)))
-    halves["all"] = halves["base"] + halves["novel"]
-    trained = settings["class_counts"] + [0] * (K - len(settings["class_counts"]))
-    results = {}
-    for name in ("base", "novel") if which is None else (which,):
-        labels = halves[name]
-        results[name] = evaluate_classes(learner, dataset, labels, [trained[k] for k in labels], out / name)
-    rows = [("", "classes", "images", "accuracy", "Delta_LCD", "Delta_MID")]
-    rows += [(n, r["num_classes"], r["test_images"], r["accuracy"], f"{r['delta_lcd']:.4f}", f"{r['delta_mid']:.4f}")
-             for n, r in results.items()]
+def show_collapse(results):
+    """Definitions 2 and 3, L_LC's two parts and Sec. 3.2's collapses of each part; 0 is an ETF."""
+    names = {"delta_lcd": "Delta_LCD", "delta_mid": "Delta_MID", "lc_shared": "L_LC: shared",
+             "lc_unequal": "unequal angles", "feature_collapse": "collapse: feature",
+             "prototype_collapse": "prototype", "classifier_collapse": "classifier"}
+    rows = [("", *names.values())]
+    rows += [(part, *(f"{result[name]:.4f}" for name in names)) for part, result in results.items()]
     print(table(rows))
-    for name, result in results.items():
-        show_groups(name, result)
-    if which is None:
-        results["harmonic_mean"] = harmonic_mean(*(results[n]["accuracy"] for n in ("base", "novel")))
+
+
+def base_to_novel(learner, settings, dataset, parts, out):
+    """Table 1 for one run -> {"base": ..., "novel": ..., "harmonic_mean"} or {"all": ...}."""
+    K, n = len(dataset.classnames), settings["class_counts"]
+    trained, frozen = n + [0] * (K - len(n)), {}
+    results = {part: evaluate_classes(learner, dataset, labels, [trained[k] for k in labels],
+                                      out / part, frozen)
+               for part, labels in parts.items()}
+    print(table([("", "classes", "images", "accuracy"), *(
+        (part, r["num_classes"], r["test_images"], r["accuracy"]) for part, r in results.items())]))
+    show_collapse(results)
+    for part, result in results.items():
+        show_groups(part, result)
+    if results.keys() == {"base", "novel"}:
+        both = [results[part]["accuracy"] for part in ("base", "novel")]
+        results["harmonic_mean"] = harmonic_mean(*both)
         print(f"harmonic mean {results['harmonic_mean']:.2f}")
     return results
 
 
 def transfer(learner, settings, targets, data_root, out):
-    """Tables 2 and 4: the run's prompts on other datasets, beside zero-shot CLIP with each dataset's template."""
-    datasets = {target: data.load(target, data_root) for target in targets}             # all there, before any work
+    """Tables 2 and 4: a run's prompts on other datasets, beside zero-shot CLIP on each."""
+    datasets = {target: data.load(target, data_root) for target in targets}     # before any work
     names = [dataset.name for dataset in datasets.values()]
     if len(set(names)) < len(names):
-        raise ValueError(f"two of --targets are named {max(names, key=names.count)}, and each gets a folder of that name: "
-                         "evaluate them one at a time, each with an --out of its own")
-    counts = dict(zip(settings["trained_classes"], settings["class_counts"]))
+        raise ValueError(f"two of --targets are named {max(names, key=names.count)}, and each gets "
+                         "a folder of that name: evaluate them one at a time, each with an --out "
+                         "of its own")
+    counts = dict(zip(settings["trained_classes"], settings["class_counts"], strict=True))
     results = {}
     for target, dataset in datasets.items():
         data.check_pictures(dataset, dataset.test, decode=False)
-        everything = list(range(len(dataset.classnames)))
+        labels, frozen = list(range(len(dataset.classnames))), {}
         trained = [counts.get(name, 0) for name in dataset.classnames]
-        plain = prompts.build("zeroshot", learner.clip, dataset.classnames, ctx_init=dataset.template)
-        z, y = image_features(plain, pictures(dataset, dataset.test, learner.clip), show="zero-shot")
-        results[target] = evaluate_classes(learner, dataset, everything, trained, out / dataset.name,
-                                           (z, y) if learner.frozen_images else None)
-        results[target] |= {"zeroshot": measure(plain, z, y)[0]["accuracy"], "split": dataset.split,
+        plain = prompts.build("zeroshot", learner.clip, dataset.classnames,
+                              ctx_init=dataset.template)
+        zeroshot, _ = score(plain, dataset, labels, frozen, "zero-shot")
+        results[target] = evaluate_classes(learner, dataset, labels, trained, out / dataset.name,
+                                           frozen)
+        results[target] |= {"zeroshot": zeroshot["accuracy"], "split": dataset.split,
                             "official_split": dataset.official_split}
     rows = [("target", "classes", "images", "zero-shot", settings["label"])]
-    rows += [(n, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"]) for n, r in results.items()]
-    mean = lambda key: sum(r[key] for r in results.values()) / len(results)
-    rows.append(("average", "", "", mean("zeroshot"), mean("accuracy")))
-    print(table(rows))
+    rows += [(target, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"])
+             for target, r in results.items()]
+    columns = zip(*((r["zeroshot"], r["accuracy"]) for r in results.values()), strict=True)
+    print(table([*rows, ("average", "", "", *(sum(c) / len(results) for c in columns))]))
     return results
 
 
@@ -258,142 +308,101 @@ def classify(learner, paths, top=5):
         pixels = view(data.open_picture(path, exif=True))
         logits = learner(pixels[None].to(learner.clip.logit_scale.device))[0][0]
         p, k = logits.softmax(dim=-1).topk(min(top, len(logits)))
-        answers.append([(learner.classnames[i], q) for i, q in zip(k.tolist(), p.tolist())])
+        answers.append([(learner.classnames[i], q)
+                        for i, q in zip(k.tolist(), p.tolist(), strict=True)])
     return answers
 
 
-def draw_figure(learner, dataset, labels, path):
-    """Fig. 1 in the plane of the first two principal directions of the text features, and all cosines <g_i, g_j>."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ValueError("--figure needs matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+# The command line ------------------------------------------------------------------------------
 
-    names = [dataset.classnames[k] for k in labels]
-    if len(names) < 2:
-        raise ValueError("--figure shows angles between classes and needs at least two")
-    learner.set_classes(names)
-    z, y = image_features(learner, pictures(dataset, data.select(dataset.test, labels), learner.clip), show="test images")
-    with torch.no_grad():
-        g = (learner.text_features(z[:200]).mean(dim=0) if learner.per_image else learner.text_features()).cpu()
-    z, y, K = z.cpu(), y.cpu(), len(names)
-    plane = torch.linalg.svd(g - g.mean(dim=0)).Vh[:2].T                            # (d, 2)
-    text, image = (g - g.mean(dim=0)) @ plane, (z - z.mean(dim=0)) @ plane
-    image = image * text.norm(dim=1).max() / image.norm(dim=1).quantile(.95)        # the modalities differ in spread
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.5))
-    colours = plt.get_cmap("hsv")(torch.linspace(0, .92, K).numpy())
-    for k in range(K):
-        left.scatter(*image[y == k].T, s=6, color=colours[k], alpha=.35)
-    for k, name in enumerate(names):
-        left.annotate("", text[k].tolist(), (0, 0), arrowprops={"arrowstyle": "->", "color": colours[k], "lw": 2})
-        if K <= 30:
-            left.text(*(1.08 * text[k]).tolist(), name.replace("_", " "), fontsize=7, ha="center")
-    left.set(title="text features (arrows) and image features (points)", xlabel="first principal direction of the texts",
-             ylabel="second", aspect="equal")
-    S = g @ g.T
-    shown = right.imshow(S.numpy(), cmap="coolwarm", vmin=-1, vmax=1)
-    right.set(title=f"cosines of the text features (simplex ETF: {-1 / max(K - 1, 1):.3f})")
-    if K <= 30:
-        right.set_xticks(range(K), [n.replace("_", " ") for n in names], rotation=90, fontsize=7)
-        right.set_yticks(range(K), [n.replace("_", " ") for n in names], fontsize=7)
-    figure.colorbar(shown, ax=right, fraction=.046)
-    figure.tight_layout()
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, dpi=110, format=path.suffix.lstrip(".") or "png")
-    os.replace(part, path)
-    plt.close(figure)
+def add_machine_arguments(add, data_root="data"):
+    """Options of train.py and evaluate.py; add: a parser's or a group's add_argument."""
+    add("--data-root", default=data_root, help="folder of the datasets, in CoOp's layout "
+                                               f"({data_root or 'the one the run had'})")
+    add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
+        help="(%(default)s: a GPU where there is one)")
+    add("--precision", choices=["float32", "bfloat16", "float16"], default="float32",
+        help="of the frozen CLIP (%(default)s); prompts, features and losses are float32 always")
 
 
-# ------------------------------------------------------------------------------------------------------ the command line
-
-def pick_device(name):
-    """--device auto|cpu|cuda|mps -> torch.device."""
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(n for n in ("cuda", "mps", "cpu") if present[n])
-    if not present[name]:
-        raise ValueError(f"--device {name}: this machine has none; use auto or cpu")
-    return torch.device(name)
-
-
-def add_machine_arguments(p, data_root="data"):
-    p.add_argument("--data-root", default=data_root, help="folder that holds the datasets in CoOp's layout"
-                                                          + ("" if data_root else "; by default the run's"))
-    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    p.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32",
-                   help="of the frozen CLIP; prompts, features and losses are float32 always")
-
-
-def parse(argv):
-    p = argparse.ArgumentParser(description="Evaluate a finished run. It never trains.",
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("run", help="folder that train.py made")
-    p.add_argument("--classes", choices=["base", "novel", "all"],
-                   help="evaluate these only; by default base and novel, or all where the run was trained on all")
-    p.add_argument("--task", choices=TASKS, default="base-to-novel", help="Table 1, Table 2 or Table 4")
-    p.add_argument("--targets", nargs="+", metavar="DATASET", help="datasets for the last two; default: the paper's")
-    p.add_argument("--image", nargs="+", metavar="FILE", help="classify these pictures instead")
-    p.add_argument("--classnames", metavar="FILE", help="with --image: class names, one a line, also ones never trained")
-    p.add_argument("--figure", type=Path, metavar="FILE", help="draw text and image features and their cosines instead")
-    p.add_argument("--out", type=Path, help="folder for the CSV files; default: evaluation/ in the run's folder")
-    add_machine_arguments(p, data_root=None)
+def parse(argv=None):
+    p = data.Parser(description="Evaluate a finished run. It never trains.")
+    add = p.add_argument
+    add("run", type=Path, help="folder that train.py made")
+    add("--classes", choices=["base", "novel", "all"],
+        help="these only (base and novel, or all where the run was trained on all)")
+    add("--task", choices=TASKS, default="base-to-novel",
+        help="Table 1, Table 2 or Table 4 (%(default)s)")
+    add("--targets", nargs="+", metavar="DATASET", help="for the last two (the paper's)")
+    add("--image", nargs="+", metavar="FILE", help="classify these pictures instead")
+    add("--classnames", metavar="FILE",
+        help="with --image: class names, one a line, also ones never trained (the run's)")
+    add("--out", type=Path, help="folder for the CSV files (evaluation/ in the run's folder)")
+    add_machine_arguments(add, data_root=None)
     return p.parse_args(argv)
 
 
-def run(args):
+def check(args):
+    """Refuse options that do not go together."""
     if args.classnames and not args.image:
         raise ValueError("--classnames goes with --image; a dataset has its own class names")
     if args.targets and args.task == "base-to-novel":
         raise ValueError("--targets goes with --task cross-dataset or domain-generalization")
-    if args.task != "base-to-novel" and (args.classes or args.figure):
-        raise ValueError(f"--task {args.task} takes all classes of each target and draws no figure: leave out "
-                         "--classes and --figure")
-    # a line of the file may also be `folder<TAB>name`, as train.py takes it
-    names = [line.split("\t")[-1] for line in data.read_lines(Path(args.classnames))] if args.classnames else None
-    if args.classnames and not names:
-        raise ValueError(f"{args.classnames}: expected class names, one a line; it is empty")
-    folder = Path(args.run)
-    learner, settings = load_run(folder, pick_device(args.device), getattr(torch, args.precision), names)
-    out, data_root = args.out or folder / "evaluation", args.data_root or settings["data_root"]
+    if args.task != "base-to-novel" and args.classes:
+        raise ValueError(f"--task {args.task} takes all classes of each target: leave out "
+                         "--classes")
+
+
+def read_classnames(path):
+    """Names, one a line; a line may also be `folder<TAB>name`, as train.py takes it."""
+    names = [line.split("\t")[-1] for line in data.read_lines(Path(path))]
+    if not names:
+        raise ValueError(f"{path}: expected class names, one a line; it is empty")
+    return names
+
+
+def tested_classes(dataset, settings, which, folder):
+    """{part: labels} that a run is evaluated on: those asked for, else what it was trained for."""
+    base, novel = data.halves(len(dataset.classnames))
+    parts = {"base": base, "novel": novel, "all": base + novel}
+    has_novel = settings["classes"] != "all" and novel and not settings.get("class_specific")
+    if which == "novel" and not has_novel:
+        raise ValueError(f"{folder} was trained on all classes of {dataset.name}: none is novel to "
+                         "it")
+    usual = [settings["classes"], "novel"] if has_novel else [settings["classes"]]
+    return {part: parts[part] for part in ([which] if which else usual)}
+
+
+def run(args):
+    check(args)
+    names = read_classnames(args.classnames) if args.classnames else None
+    device, dtype = clip_model.pick_device(args.device), getattr(torch, args.precision)
+    learner, settings = load_run(args.run, device, dtype, names)
+    out, data_root = args.out or args.run / "evaluation", args.data_root or settings["data_root"]
     if args.image:
-        for path, answer in zip(args.image, classify(learner, args.image)):
-            print(f"{path}: " + ", ".join(f"{name.replace('_', ' ')} {100 * p:.1f} %" for name, p in answer))
+        for path, answer in zip(args.image, classify(learner, args.image), strict=True):
+            words = [f"{name.replace('_', ' ')} {100 * p:.1f} %" for name, p in answer]
+            print(f"{path}: {', '.join(words)}")
         return
-    if args.task != "base-to-novel":
-        targets = [t for name in args.targets or TASKS[args.task] for t in (data.ALL if name == "all" else [name])]
-        results, facts = transfer(learner, settings, targets, data_root, out), {}
-    else:
-        dataset = load_dataset(folder, settings, data_root)
+    facts = {}
+    if args.task == "base-to-novel":
+        dataset = load_dataset(args.run, settings, data_root)
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
-        base, novel = data.halves(len(dataset.classnames))
-        if args.classes == "novel" and (settings["classes"] == "all" or not novel):
-            raise ValueError(f"{folder} was trained on all classes of {dataset.name}: none is novel to it")
-        which = args.classes or ("all" if settings["classes"] == "all" else None if novel else "base")
-        if args.figure:
-            labels = {"base": base, "novel": novel, "all": base + novel}[which or "base"]
-            draw_figure(learner, dataset, labels, args.figure)
-            print(f"drawn: {args.figure}")
-            return
-        results = base_to_novel(learner, settings, dataset, which, out)
+        parts = tested_classes(dataset, settings, args.classes, args.run)
+        results = base_to_novel(learner, settings, dataset, parts, out)
         facts = {"split": dataset.split, "official_split": dataset.official_split}
-    write(out / f"{args.task}.json", json.dumps({"run": str(folder), "task": args.task, "label": settings["label"],
-                                                 **facts, "results": results}, indent=1))
+    else:
+        asked = args.targets or TASKS[args.task]
+        targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
+        results = transfer(learner, settings, targets, data_root, out)
+    data.write(out / f"{args.task}.json", json.dumps({
+        "run": str(args.run), "task": args.task, "label": settings["label"], **facts,
+        "results": results}, indent=1))
     print(f"per-class recall, predictions and confusion: {out}")
 
 
 def main(argv=None):
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; run it again for the whole evaluation", file=sys.stderr)
-        return 130
-    return 0
+    return data.exit_code(lambda: run(parse(argv)), "interrupted; run it again for the rest")
 
 
 if __name__ == "__main__":

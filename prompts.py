@@ -1,242 +1,306 @@
-"""Zero-shot CLIP and three prompt learners: CoOp, CoCoOp, MaPLe (Sec. 3.1). A learner makes z, g and the logits of Eq. (1).
+"""Zero-shot CLIP and three prompt learners (Sec. 3.1): CoOp, CoCoOp, MaPLe.
 
-    learner = prompts.build("maple", clip, ["Forest", "River"], n_ctx=2, ctx_init="a photo of a", prompt_depth=9)
-    logits, z, g = learner(images)          # (B, K), (B, d), (K, d); CoCoOp's g is (B, K, d)
-    learner.set_classes(["Highway", "Sea"])         # other classes under the same learned tokens: base-to-novel
+A learner makes prompts t_k of class names, text features g_k = G_l(t_k) of prompts, z = G_v(f) of
+images, and the logits of Eq. (1) of both:
 
-    B  images       b  learned tokens, u_1..u_b and v_1..v_b        w  width of the text tower
+    learner = prompts.build("maple", clip, ["Forest", "River"], n_ctx=2, ctx_init="a photo of a")
+    logits, z, g = learner(images)              # (B, K), (B, d), (K, d); CoCoOp's g is (B, K, d)
+    learner.set_classes(["Highway", "Sea"])     # other classes under the same learned tokens
+
+    B  images       b  learned tokens, u_1..u_b and v_1..v_b        w    width of the text tower
     K  classes      d  joint feature size                           w_v  width of the image tower
 
-    method     learned                                                    sees
-    zeroshot   nothing                                                    "a photo of a {class}."
-    coop       ctx = u_1..u_b                                             "[u_1] .. [u_b] {class}."
-    cocoop     ctx and a small net h: u_j + h(z), another for each image  "[u_1] .. [u_b] {class}."
-    maple      ctx, deeper layers' tokens, their projections v = F(u)     "[u_1] [u_2] of a {class}." and the image
+    method     learned                                             the prompt of a class
+    zeroshot   nothing                                             a photo of a {class}.
+    coop       ctx = u_1..u_b                                      [u_1] .. [u_b] {class}.
+    cocoop     ctx, and a small net h: u_j + h(z) for each image   [u_1] .. [u_b] {class}.
+    maple      ctx, deep layers' tokens, projections v = F(u)      [u_1] [u_2] of a {class}.
 
-CLIP is frozen; only the tensors named under "learned" train, in float32, under the originals' names. What a learner
-returns does not depend on train or eval mode.
+CLIP is frozen; what is "learned" trains in float32, under the originals' names. tests/textbook.py
+is the same without a trick, each prompt by itself; here all prompts stand in one tree.
 """
 import copy
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import clip_model
+import losses
 
 METHODS = ("zeroshot", "coop", "cocoop", "maple")
-TREE_NODES = {"cpu": 256}           # a CPU does the masked-out attention of a large tree at full price,
-TREE_NODES_GPU = 2048               # a GPU would rather have fewer, larger steps
+TEMPLATE = "a photo of a {}."
+# From CoOp, CoCoOp, MaPLe: how many tokens are learned, and the words they start from
+DEFAULTS = {
+    "zeroshot": {},
+    "coop": {"n_ctx": 16, "ctx_init": "", "class_specific": False},
+    "cocoop": {"n_ctx": 4, "ctx_init": "a photo of a"},
+    "maple": {"n_ctx": 2, "ctx_init": "a photo of a", "prompt_depth": None},
+}
+DEPTH = 9               # From MaPLe: layers with tokens of their own, in a CLIP that has as many
+TRANSFER_DEPTH = 3      # From MaPLe: where ImageNet's 1,000 classes are the source
 
 
-class ZeroShot(nn.Module):
-    """CLIP as it is, and what all learners share: classes -> prompts -> g, images -> z, and Eq. (1)."""
+class Learner(nn.Module):
+    """What all learners share: class names -> prompts, Eq. (1), and a frozen CLIP."""
 
     per_image = False               # True where every image has text features of its own (CoCoOp)
     frozen_images = True            # False where learned tokens enter the image tower (MaPLe)
+    class_specific = False          # True where each class has a context of its own (CoOp's CSC)
 
-    def __init__(self, clip, classnames, template="a photo of a {}."):
+    def __init__(self, clip, template, n_learned=0):
+        """template: the prompt, {} for the class name; its first n_learned words are learned."""
         super().__init__()
         self.clip = clip.requires_grad_(False)
-        self.template, self.n_learned = template, 0
-        self.set_classes(classnames)
+        self.template, self.n_learned = template, n_learned
 
     def prompt(self, classname):
-        """The text around a class name; at prompt time, and only there, an underscore becomes a space."""
-        return self.template.format(classname.replace("_", " "))
-
-    def prompt_ids(self, k, classname):
-        """Token ids of class k; a learned token is -1 - r, where r is its row in the learned tensor."""
-        try:
-            ids = clip_model.prompt_ids(self.prompt(classname))
-        except ValueError as error:
-            raise ValueError(f"class {classname!r}: {error}") from None
-        ids[1:1 + self.n_learned] = [-1 - r for r in range(self.n_learned)]             # right behind the start token
-        return ids
+        """The text of a prompt; here, and nowhere else, an underscore becomes a space."""
+        return self.template.replace("{}", classname.replace("_", " "))
 
     def show_prompt(self, classname):
         """The prompt as text, learned tokens marked: "[u_1] [u_2] of a Forest."."""
         words = self.prompt(classname).split(" ")
-        return " ".join([f"[u_{j + 1}]" for j in range(self.n_learned)] + words[self.n_learned:])
+        return " ".join([*(f"[u_{j + 1}]" for j in range(self.n_learned)), *words[self.n_learned:]])
+
+    def token_ids(self, k, classname):
+        """Class k's prompt from start to end token; row r of the context stands as id -1 - r."""
+        try:
+            ids = clip_model.prompt_ids(self.prompt(classname))
+        except ValueError as error:
+            raise ValueError(f"class {classname[:80]!r}: {error}") from None
+        b = self.n_learned
+        first = k * b if self.class_specific else 0
+        ids[1:1 + b] = [-1 - (first + j) for j in range(b)]             # right behind the start
+        return ids
 
     def set_classes(self, classnames):
-        """Point the learner at other classes. Nothing learned changes. ValueError where a prompt exceeds 77 tokens."""
+        """Point the learner at other classes; nothing learned changes.
+
+        Raises ValueError where a prompt exceeds 77 tokens.
+        """
         if not classnames:
             raise ValueError("a learner needs at least one class name, got none")
-        device = self.clip.logit_scale.device
-        nodes = TREE_NODES.get(device.type, TREE_NODES_GPU)
-        prompts = [self.prompt_ids(k, name) for k, name in enumerate(classnames)]
-        self.trees = clip_model.plant_trees(prompts, nodes).to(device)
+        prompts = [self.token_ids(k, name) for k, name in enumerate(classnames)]
+        self.trees = plant_trees(prompts, self.clip.logit_scale.device)
         self.classnames = list(classnames)
+
+    def encode(self, u=None, deep_prompts=()):
+        """g_k = G_l(t_k), unit length, (K, d), from learned tokens u; (B, K, d) for u (B, b, w)."""
+        return F.normalize(encode_prompts(self.clip, self.trees, u, deep_prompts).float(), dim=-1)
 
     def image_features(self, images):
         """z = G_v(x), unit length: images (B, 3, res, res) -> (B, d) float32."""
         return F.normalize(self.clip.encode_image(images).float(), dim=-1)
 
-    def text_features(self, z=None):
-        """g_k = G_l(t_k), unit length: -> (K, d) float32. CoCoOp needs the image features z and gives (B, K, d)."""
-        return F.normalize(self.clip.encode_prompts(self.trees).float(), dim=-1)
-
     def compare(self, z, text_features=None):
-        """Eq. (1) from image features z (B, d) -> logits (B, K), z, g.
+        """Eq. (1) from image features z (B, d) -> logits <z, g_k> / lambda (B, K), z, g.
 
-        text_features  g, where the caller holds it already: evaluation computes it once for a list of classes
+        text_features  g, where the caller holds it: evaluation computes it once for its classes
         """
         g = self.text_features(z) if text_features is None else text_features
-        return (z[:, None] @ g.mT)[:, 0] / self.clip.temperature, z, g                  # <z, g_k> / lambda
+        return losses.similarities(z, g) / self.clip.temperature, z, g                  # Eq. (1)
 
     def forward(self, images, text_features=None):
         """images (B, 3, res, res) -> logits (B, K), z (B, d), g (K, d) or CoCoOp's (B, K, d)."""
         return self.compare(self.image_features(images), text_features)
 
 
-class CoOp(ZeroShot):
-    """b learned vectors in front of the class name, the same for all classes (CoOp), or b for each (its CSC).
+class ZeroShot(Learner):
+    """CLIP as it is, on a hand-written template."""
 
-    With a ctx_init the vectors start at its words' embeddings, else at N(0, 0.02^2).
-    From CoOp: a ctx_init also sets their number, one for each of its words, whatever n_ctx says.
-    """
-
-    def __init__(self, clip, classnames, n_ctx=16, ctx_init=None, class_specific=False):
-        nn.Module.__init__(self)
-        self.clip = clip.requires_grad_(False)
-        ctx_init = fold_spaces(ctx_init)
-        self.n_learned = self.count_learned(n_ctx, ctx_init)
-        self.start = ctx_init or " ".join(["X"] * self.n_learned)       # "X" holds the place of a learned vector
-        self.class_specific = class_specific
-        shape = (self.n_learned, clip.token_embedding.embedding_dim)
-        if ctx_init:
-            ids = torch.tensor(clip_model.prompt_ids(ctx_init)[1:1 + self.n_learned], device=clip.logit_scale.device)
-            ctx = clip.token_embedding(ids).detach().float().clone()
-            ctx = ctx.repeat(len(classnames), 1, 1) if class_specific else ctx
-        else:
-            ctx = 0.02 * torch.randn(len(classnames), *shape) if class_specific else 0.02 * torch.randn(shape)
-        self.ctx = nn.Parameter(ctx.to(clip.logit_scale.device))        # (b, w), class-specific (K, b, w)
+    def __init__(self, clip, classnames, template=TEMPLATE):
+        super().__init__(clip, template)
         self.set_classes(classnames)
 
-    def count_learned(self, n_ctx, ctx_init):
-        if ctx_init:
-            return len(ctx_init.split(" "))
-        if n_ctx < 1:
-            raise ValueError(f"n_ctx must be at least 1, got {n_ctx}")
-        return n_ctx
+    def text_features(self, z=None):
+        return self.encode()
 
-    def prompt(self, classname):
-        return f"{self.start} {classname.replace('_', ' ')}."
 
-    def prompt_ids(self, k, classname):
-        ids = super().prompt_ids(k, classname)
-        if self.class_specific:                                         # rows of ctx.flatten(0, 1)
-            ids[1:1 + self.n_learned] = [i - k * self.n_learned for i in ids[1:1 + self.n_learned]]
-        return ids
+class CoOp(Learner):
+    """b learned vectors in front of the class name, the same for all classes (CoOp).
+
+    class_specific  b vectors for each class (CoOp's CSC); other classes then have none
+    """
+
+    def __init__(self, clip, classnames, n_ctx, ctx_init="", class_specific=False):
+        words = context_words(n_ctx, ctx_init)
+        super().__init__(clip, f"{words} {{}}.", n_learned=len(words.split(" ")))
+        self.class_specific = class_specific
+        copies = (len(classnames),) if class_specific else ()
+        self.ctx = initial_context(clip, self.n_learned, ctx_init, copies)  # (b, w) or (K, b, w)
+        self.set_classes(classnames)
 
     def set_classes(self, classnames):
-        if self.class_specific and list(classnames) != getattr(self, "classnames", list(classnames)):
-            raise ValueError("class-specific contexts belong to the classes they were learned for; other classes have none")
+        trained = getattr(self, "classnames", list(classnames))
+        if self.class_specific and list(classnames) != trained:
+            raise ValueError("class-specific contexts belong to the classes they were learned for; "
+                             "other classes have none")
         super().set_classes(classnames)
 
     def text_features(self, z=None):
-        ctx = self.ctx.flatten(0, 1) if self.class_specific else self.ctx
-        return F.normalize(self.clip.encode_prompts(self.trees, ctx).float(), dim=-1)
+        return self.encode(self.ctx.flatten(0, -2))
 
 
-class CoCoOp(CoOp):
-    """CoOp whose vectors depend on the image: u_j + h(z), h a net d -> d/16 -> w with a ReLU between."""
+class CoCoOp(Learner):
+    """Vectors that depend on the image: u_j + h(z), h a net d -> d/16 -> w with a ReLU between."""
 
     per_image = True
 
-    def __init__(self, clip, classnames, n_ctx=4, ctx_init="a photo of a"):
-        super().__init__(clip, classnames, n_ctx, ctx_init)
-        d, w = clip.text_projection.shape[1], clip.text_projection.shape[0]
+    def __init__(self, clip, classnames, n_ctx, ctx_init=""):
+        words = context_words(n_ctx, ctx_init)
+        super().__init__(clip, f"{words} {{}}.", n_learned=len(words.split(" ")))
+        self.ctx = initial_context(clip, self.n_learned, ctx_init)          # (b, w)
+        w, d = clip.text_projection.shape
         self.meta_net = nn.Sequential()
         self.meta_net.add_module("linear1", nn.Linear(d, d // 16))
         self.meta_net.add_module("relu", nn.ReLU())
         self.meta_net.add_module("linear2", nn.Linear(d // 16, w))
         self.meta_net.to(clip.logit_scale.device)
+        self.set_classes(classnames)
 
     def text_features(self, z=None):
         if z is None:
-            raise ValueError("CoCoOp's text features belong to images: call text_features(z) with their features")
-        ctx = self.ctx + self.meta_net(z)[:, None]                      # (B, b, w)
-        return F.normalize(self.clip.encode_prompts(self.trees, ctx).float(), dim=-1)
+            raise ValueError("CoCoOp's text features belong to images: call text_features(z) with "
+                             "their features")
+        return self.encode(self.ctx + self.meta_net(z)[:, None])            # (B, b, w)
 
 
-class MaPLe(CoOp):
-    """Learned tokens in both towers: the visual ones are projections of the text's, v = F(u); deep ones in J layers.
+class MaPLe(Learner):
+    """Learned tokens in both towers; the visual ones are projections of the text's, v = F(u).
 
-    prompt_depth  J: layers that get tokens of their own, the first included; 1 means the input only
-    From MaPLe: of "a photo of a" only the first b words are learned, "of a" stays as ordinary tokens; beyond four tokens
-    the ctx_init is left out and all start at random.
+    prompt_depth  J: layers that get tokens of their own, the first included; 1: the input only.
+                  None: 9, or all layers where the CLIP has fewer
+    From MaPLe: of "a photo of a" only the first b words are learned, "of a" stays as ordinary
+    tokens; beyond four tokens the words are left out and all vectors start at random.
     """
 
     frozen_images = False
 
-    def __init__(self, clip, classnames, n_ctx=2, ctx_init="a photo of a", prompt_depth=9):
-        super().__init__(clip, classnames, n_ctx, ctx_init if n_ctx <= 4 else None)
-        layers = max_depth(clip)
-        if not 1 <= prompt_depth <= layers:
-            raise ValueError(f"prompt depth must be from 1 to {layers}, the layers of this CLIP's shallower tower; "
-                             f"got {prompt_depth}")
+    def __init__(self, clip, classnames, n_ctx, ctx_init="", prompt_depth=None):
+        ctx_init = ctx_init if n_ctx <= 4 else ""
+        if ctx_init and n_ctx > len(clip_model.prompt_ids(ctx_init)) - 2:
+            raise ValueError(f"n_ctx = {n_ctx} learned tokens start at the words of the ctx_init, "
+                             f"which has fewer: {ctx_init!r}")
+        super().__init__(clip, f"{context_words(n_ctx, ctx_init)} {{}}.", n_learned=n_ctx)
+        self.prompt_depth = fit_depth(clip, prompt_depth)
+        self.ctx = initial_context(clip, n_ctx, ctx_init)                   # (b, w), u of layer 1
         w, w_v = clip.text_projection.shape[0], clip.visual.proj.shape[0]
+        deep = self.prompt_depth - 1
         self.proj = nn.Linear(w, w_v)
-        self.compound_prompts_text = nn.ParameterList(0.02 * torch.randn(n_ctx, w) for _ in range(prompt_depth - 1))
-        projection = nn.Linear(w, w_v)                                  # From MaPLe: all deep projections start alike
-        self.compound_prompt_projections = nn.ModuleList(copy.deepcopy(projection) for _ in range(prompt_depth - 1))
+        self.compound_prompts_text = nn.ParameterList(
+            0.02 * torch.randn(n_ctx, w) for _ in range(deep))              # u of layers 2..J
+        projection = nn.Linear(w, w_v)              # From MaPLe: all deep projections start alike
+        self.compound_prompt_projections = nn.ModuleList(
+            copy.deepcopy(projection) for _ in range(deep))
         for part in (self.proj, self.compound_prompts_text, self.compound_prompt_projections):
             part.to(clip.logit_scale.device)
+        self.set_classes(classnames)
 
-    def count_learned(self, n_ctx, ctx_init):
-        if ctx_init and n_ctx > len(clip_model.prompt_ids(ctx_init)) - 2:
-            raise ValueError(f"n_ctx = {n_ctx} learned tokens start at the words of the ctx_init, which has fewer: "
-                             f"{ctx_init!r}")
-        return super().count_learned(n_ctx, None)
+    def visual_prompts(self):
+        """v = F(u) of each prompted layer: a list of J tensors (b, w_v)."""
+        pairs = zip(self.compound_prompt_projections, self.compound_prompts_text, strict=True)
+        return [self.proj(self.ctx), *(F_j(u_j) for F_j, u_j in pairs)]
 
     def image_features(self, images):
-        deep = [F_j(u_j) for F_j, u_j in zip(self.compound_prompt_projections, self.compound_prompts_text)]
-        visual = [self.proj(self.ctx), *deep]                           # v of each layer, (b, w_v)
-        return F.normalize(self.clip.encode_image(images, visual).float(), dim=-1)
+        features = self.clip.encode_image(images, self.visual_prompts())
+        return F.normalize(features.float(), dim=-1)
 
     def text_features(self, z=None):
-        g = self.clip.encode_prompts(self.trees, self.ctx, list(self.compound_prompts_text))
-        return F.normalize(g.float(), dim=-1)
+        return self.encode(self.ctx, list(self.compound_prompts_text))
 
 
-def fold_spaces(ctx_init):
-    """The ctx_init, or None, without double spaces: each would count as a word."""
-    return ctx_init and " ".join(ctx_init.split())
+# How a context starts --------------------------------------------------------------------------
+
+def context_words(n_ctx, ctx_init):
+    """The words whose places the context takes; "X" holds the place of a vector without a word.
+
+    From CoOp: a ctx_init also sets the number of vectors, one for each of its words.
+    """
+    return ctx_init or " ".join(["X"] * n_ctx)
 
 
-def max_depth(clip):
-    """The deepest prompts a CLIP can take: the layers of its shallower tower."""
-    return min(len(clip.transformer.resblocks), len(clip.visual.transformer.resblocks))
+def initial_context(clip, b, ctx_init, copies=()):
+    """ctx (*copies, b, w) as a Parameter: at the words' embeddings, else N(0, 0.02^2)."""
+    if ctx_init:
+        ids = torch.tensor(clip_model.prompt_ids(ctx_init)[1:1 + b])
+        ctx = clip.token_embedding(ids.to(clip.logit_scale.device)).detach().float()
+        ctx = ctx.repeat(*copies, 1, 1)
+    else:
+        ctx = 0.02 * torch.randn(*copies, b, clip.token_embedding.embedding_dim)
+    return nn.Parameter(ctx.to(clip.logit_scale.device))
 
 
-def build(method, clip, classnames, *, n_ctx=None, ctx_init=None, prompt_depth=None, class_specific=False):
-    """The learner `method` on a frozen CLIP for K class names -> nn.Module (see the top of this file).
+def fit_depth(clip, prompt_depth):
+    """MaPLe's J for this CLIP: an explicit one must fit, an absent one (None) is fitted."""
+    layers = min(len(clip.transformer.resblocks), len(clip.visual.transformer.resblocks))
+    if prompt_depth is None:
+        return min(DEPTH, layers)
+    if not 1 <= prompt_depth <= layers:
+        raise ValueError(f"prompt depth must be from 1 to {layers}, the layers of this CLIP's "
+                         f"shallower tower; got {prompt_depth}")
+    return prompt_depth
 
-    n_ctx           b; None: the method's own number (CoOp 16, CoCoOp 4, MaPLe 2)
-    ctx_init        words the learned vectors start from, None: at random. For zeroshot a template with "{}"
+
+# Making a learner ------------------------------------------------------------------------------
+
+def resolve(method, **given):
+    """Settings given for a method, None where they were not -> all that build() takes for it.
+
+    CoOp and CoCoOp learn one vector for each word of ctx_init, so the one of n_ctx and ctx_init
+    that is given decides about the other; ctx_init "" asks for a random start. The depth, where it
+    was not given, is fitted to the CLIP. Raises ValueError for what does not fit the method.
+    """
+    default = DEFAULTS[method]
+    given = {name: v for name, v in given.items() if v is not None and v is not False}
+    for name in given.keys() - default.keys():
+        raise ValueError(f"--{name.replace('_', '-')} is no setting of {method}")
+    settings = default | given
+    if method in ("coop", "cocoop"):
+        if "ctx_init" not in given and settings["n_ctx"] != default["n_ctx"]:
+            settings["ctx_init"] = ""
+        words = settings["ctx_init"].split()
+        if words and "n_ctx" not in given:
+            settings["n_ctx"] = len(words)
+        if words and settings["n_ctx"] != len(words):
+            raise ValueError(f"{method} learns one token for each word of --ctx-init "
+                             f"{' '.join(words)[:80]!r}, which is not --n-ctx "
+                             f"{settings['n_ctx']}; leave one of them out")
+    return settings
+
+
+def build(method, clip, classnames, *, n_ctx=None, ctx_init=None, prompt_depth=None,
+          class_specific=False):
+    """The learner `method` on a frozen CLIP for K class names -> nn.Module (see the file's top).
+
+    n_ctx           b; None: the method's own number (DEFAULTS)
+    ctx_init        words that the vectors start from, None: at random; for zeroshot a template
     prompt_depth    MaPLe's J; None: 9, or all layers where there are fewer
     class_specific  CoOp only: a context of its own for each class
-    Raises ValueError for an unknown method, settings that do not fit, and a prompt of more than 77 tokens.
+    Raises ValueError for an unknown method, settings that do not fit, more than 77 tokens.
     """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}, expected one of {', '.join(METHODS)}")
     if class_specific and method != "coop":
         raise ValueError(f"class_specific is a setting of coop, not of {method}")
+    ctx_init = " ".join((ctx_init or "").split())       # a double space would count as a word
     if method == "zeroshot":
-        template = ctx_init or "a photo of a {}."
+        template = ctx_init or TEMPLATE
         return ZeroShot(clip, classnames, template if "{}" in template else template + " {}.")
+    n_ctx = DEFAULTS[method]["n_ctx"] if n_ctx is None else n_ctx
+    if not 1 <= n_ctx < clip_model.CONTEXT_LENGTH:
+        raise ValueError(f"n_ctx must be at least 1 and below {clip_model.CONTEXT_LENGTH}, CLIP's "
+                         f"number of tokens; got {n_ctx}")
     if method == "coop":
-        return CoOp(clip, classnames, 16 if n_ctx is None else n_ctx, ctx_init, class_specific)
+        return CoOp(clip, classnames, n_ctx, ctx_init, class_specific)
     if method == "cocoop":
-        return CoCoOp(clip, classnames, 4 if n_ctx is None else n_ctx, ctx_init)
-    if method == "maple":
-        depth = min(9, max_depth(clip)) if prompt_depth is None else prompt_depth
-        return MaPLe(clip, classnames, 2 if n_ctx is None else n_ctx, ctx_init, depth)
-    raise ValueError(f"unknown method {method!r}, expected one of {', '.join(METHODS)}")
+        return CoCoOp(clip, classnames, n_ctx, ctx_init)
+    return MaPLe(clip, classnames, n_ctx, ctx_init, prompt_depth)
 
 
 def trainable(learner):
-    """{name: parameter} of what trains; this and nothing else is a run's checkpoint, no class-dependent buffer in it."""
+    """{name: parameter} of what trains: a run's checkpoint, nothing that depends on classes."""
     return {name: p for name, p in learner.named_parameters() if p.requires_grad}
 
 
@@ -244,14 +308,127 @@ def trainable(learner):
 def load_trainable(learner, state):
     """Copy learned tensors into a learner, also from the originals' published checkpoints.
 
-    Those prefix "prompt_learner." and hold class-name buffers and CLIP itself besides; these are passed over.
-    Raises ValueError where a learned tensor is missing or has another shape.
+    Those prefix "prompt_learner." and hold class-name buffers and CLIP itself besides; these are
+    passed over. Raises ValueError where a learned tensor is missing or has another shape.
     """
     state = state.get("state_dict", state)
-    state = {name.removeprefix("module.").removeprefix("prompt_learner."): tensor for name, tensor in state.items()}
+    state = {name.removeprefix("module.").removeprefix("prompt_learner."): tensor
+             for name, tensor in state.items()}
     for name, parameter in trainable(learner).items():
         if name not in state or state[name].shape != parameter.shape:
             found = f"one of shape {tuple(state[name].shape)}" if name in state else "none"
-            raise ValueError(f"the checkpoint must hold {name} of shape {tuple(parameter.shape)}, it has {found}; "
-                             "is it from another method, backbone or prompt depth?")
+            raise ValueError(f"the checkpoint must hold {name} of shape {tuple(parameter.shape)}, "
+                             f"it has {found}; is it from another method, backbone or depth?")
         parameter.copy_(state[name])
+
+
+# All prompts as one tree -----------------------------------------------------------------------
+
+class PromptTree(nn.Module):
+    """The prompts of some classes as a prefix tree: what several start with alike stands once.
+
+    Under a causal mask a token's state depends on the tokens before it and on nothing else. Prompts
+    that start alike have the same states along that start, in every layer, so one copy serves all.
+    Exact; tests/textbook.py computes each prompt by itself and is the oracle. Two classes of MaPLe:
+
+        start - u_1 - u_2 - of - a -+- cat - . - end            node    token   position   row
+                                    |                            0      start      0
+                                    +- sea - lake - . - end      1      (u_1)      1        0
+                                                                 2      (u_2)      2        1
+        given as   [start, -1, -2, of, a, cat, ., end]           3      of         3
+                   [start, -1, -2, of, a, sea, lake, ., end]     4      a          4
+        (-1 - r stands for row r of the learned tensor)          5      cat        5
+                                                                 6      .          6
+        slots [1, 2]   nodes where learned vectors stand         7      end        7
+        rows  [0, 1]   which vector stands there                 8      sea        5
+        ends  [7, 11]  end tokens, where g_k is read             9      lake       6
+        mask           node 8 sees 0 1 2 3 4 8: its             10      .          7
+                       ancestors and itself                     11      end        8
+
+    tokens, positions (T,) int64; mask (T, T) bool; slots, rows (K's learned nodes,); ends (K,)
+    """
+
+    def __init__(self, prompts):
+        """prompts: K lists of token ids from start to end token, -1 - r for learned row r."""
+        super().__init__()
+        nodes = {}                                              # prefix: its place in the sequence
+        for ids in prompts:
+            for n in range(len(ids)):
+                nodes.setdefault(tuple(ids[:n + 1]), len(nodes))
+        ids = torch.tensor([prefix[-1] for prefix in nodes])
+        mask = torch.eye(len(nodes), dtype=torch.bool)
+        for prefix, i in nodes.items():                 # a parent stands before its children
+            if len(prefix) > 1:
+                mask[i] |= mask[nodes[prefix[:-1]]]
+        slots = (ids < 0).nonzero()[:, 0]
+        buffers = {"tokens": ids.clamp(min=0), "mask": mask,
+                   "slots": slots, "rows": -1 - ids[slots],
+                   "positions": torch.tensor([len(prefix) - 1 for prefix in nodes]),
+                   "ends": torch.tensor([nodes[tuple(ids)] for ids in prompts])}
+        for name, value in buffers.items():
+            self.register_buffer(name, value, persistent=False)
+
+
+def encode_tree(clip, tree, u, deep_prompts):
+    """G_l on the K prompts of one tree; u (B, b, w) in its slots or None -> (B, K, d)."""
+    x = clip.token_embedding(tree.tokens)[None]                             # (1, T, w)
+    if u is not None:
+        u = u.to(x.dtype)[:, tree.rows]
+        x = x.expand(len(u), -1, -1).index_copy(1, tree.slots, u)           # (B, T, w)
+    x = x + clip.positional_embedding[tree.positions]
+    x = clip.transformer(x, tree.mask, read=tree.ends, deep_prompts=deep_prompts, slots=tree.slots)
+    return clip.ln_final(x) @ clip.text_projection                          # (B, K, d)
+
+
+def encode_prompts(clip, trees, u=None, deep_prompts=()):
+    """G_l for all classes: -> (K, d), or (B, K, d) where u has one set of vectors an image.
+
+    trees         list of PromptTree, which together hold the K classes
+    u             (b, w) or (B, b, w): the learned vectors that stand in the trees' slots
+    deep_prompts  tensors (b, w) that replace them in the deeper layers
+    """
+    per_image = u is not None and u.ndim == 3
+    if u is not None and not per_image:
+        u = u[None]
+    encode = encode_again if crowded(trees, u) else encode_tree
+    features = torch.cat([encode(clip, tree, u, deep_prompts) for tree in trees], dim=1)
+    return features if per_image else features[0]
+
+
+# For speed and memory alone --------------------------------------------------------------------
+
+TREE_NODES = {"cpu": 256}   # a CPU pays the masked-out attention of a large tree in full,
+TREE_NODES_GPU = 2048       # a GPU would rather have fewer, larger steps
+CROWDED = 8192              # nodes of a training step beyond which activations are computed again
+                            # (ViT-B/16 in float32 keeps about half a megabyte a node)
+
+
+def plant_trees(prompts, device):
+    """K prompts (see PromptTree) -> ModuleList of trees of limited size, classes in order.
+
+    One tree would do. Several keep the masked-out part of the attention small (it grows with the
+    square of a tree) and let a step with many classes recompute one tree's activations at a time;
+    a new tree costs a copy of the common start.
+    """
+    most = TREE_NODES.get(device.type, TREE_NODES_GPU)
+    groups, nodes = [], set()
+    for ids in prompts:
+        new = {tuple(ids[:n + 1]) for n in range(len(ids))}
+        if not groups or len(nodes | new) > most:
+            groups.append([])
+            nodes = set()
+        groups[-1].append(ids)
+        nodes |= new
+    return nn.ModuleList(PromptTree(group) for group in groups).to(device)
+
+
+def crowded(trees, u):
+    """Whether a training step would keep more activations than CROWDED allows."""
+    batch = 1 if u is None else len(u)
+    return torch.is_grad_enabled() and batch * sum(len(tree.tokens) for tree in trees) > CROWDED
+
+
+def encode_again(clip, tree, u, deep_prompts):
+    """encode_tree that keeps no activations: they are computed again for the same gradients."""
+    return checkpoint(encode_tree, clip, tree, u, deep_prompts, use_reentrant=False,
+                      preserve_rng_state=False)

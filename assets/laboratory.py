@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import clip_model
+import data
 import evaluate
 import train
 from assets import world
@@ -141,7 +142,7 @@ def save_results(done):
     for words, numbers in done.items():
         cells = ["" if numbers.get(c) is None else f"{numbers[c]:.6g}" for c in COLUMNS]
         rows.append((fingerprint(), " ".join(words), *cells))
-    evaluate.write_csv(CSV, rows)
+    data.write_csv(CSV, rows)
 
 
 def collect(runs, processes):
@@ -467,7 +468,7 @@ def run(args):
     seeds = range(1, args.seeds + 1)
     if args.criteria:
         text = criteria(collect(criteria_runs(seeds), args.processes), seeds)
-        evaluate.write(CRITERIA, text)
+        data.write(CRITERIA, text)
         print(text, end="")
         return
     if args.page:
@@ -478,7 +479,7 @@ def run(args):
                              f"{' '.join(missing[0])}: leave out --page to make them")
     else:
         done = collect(all_runs(seeds), args.processes)
-    evaluate.write(PAGE, page(done, seeds))
+    data.write(PAGE, page(done, seeds))
     print(f"written: {PAGE}")
 
 

@@ -1,4 +1,4 @@
-"""Makes the modules of the top level importable, and small CLIPs with weights from an integer hash."""
+"""Makes the modules of the top level importable, and small CLIPs filled from an integer hash."""
 import math
 import sys
 import warnings
@@ -10,11 +10,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-import clip_model  # noqa: E402
+import clip_model
 
 
 def hash_uniform(shape, k):
-    """Numbers in [-0.5, 0.5) from an integer hash of the flat index and the seed k; float64. Anyone can rebuild them."""
+    """Numbers in [-0.5, 0.5) from an integer hash of the flat index and the seed k, float64.
+
+    Anyone can rebuild them.
+    """
     x = torch.arange(1, math.prod(shape) + 1, dtype=torch.int64) * 0x9E3779B1 + (k + 1) * 0x85EBCA77
     x %= 2 ** 32
     x = (x ^ (x >> 15)) * 0x2C1B3C6D % 2 ** 32
@@ -29,7 +32,8 @@ def hash_tensor(name, shape, k):
         u = torch.full(tuple(shape), 4.6051702, dtype=torch.float64)
     elif name.endswith("weight") and any(part.startswith("ln_") for part in name.split(".")):
         u = 1 + 0.2 * u
-    elif name.endswith("bias") or "embedding" in name or name == "ctx" or "compound_prompts_text" in name:
+    elif (name.endswith("bias") or "embedding" in name
+          or name == "ctx" or "compound_prompts_text" in name):
         u = 0.2 * u
     else:
         fan_in = shape[0] if name.endswith(("proj", "text_projection")) else math.prod(shape[1:])
@@ -41,7 +45,8 @@ def hash_state(res=32, patch=16, vl=3, vw=128, tl=3, tw=64, embed=64, offset=0, 
     """The state dict of a CLIP of these sizes (names as in tests/golden), filled from the hash."""
     with torch.device("meta"):
         shapes = clip_model.CLIP(res, patch, vw, vl, tw, tl, 49408, embed).state_dict()
-    return {name: hash_tensor(name, shapes[name].shape, offset + i) for i, name in enumerate(sorted(shapes))}
+    return {name: hash_tensor(name, shapes[name].shape, offset + i)
+            for i, name in enumerate(sorted(shapes))}
 
 
 def fill_learned(learner, offset=0):
@@ -49,7 +54,8 @@ def fill_learned(learner, offset=0):
     import prompts
     learned = prompts.trainable(learner)
     for i, name in enumerate(sorted(learned)):
-        learned[name].data = hash_tensor(name, learned[name].shape, offset + 5000 + i).to(learned[name].device)
+        value = hash_tensor(name, learned[name].shape, offset + 5000 + i)
+        learned[name].data = value.to(learned[name].device)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +69,10 @@ def seeded():
 
 
 def openai_archive(state, path):
-    """Write a state dict as OpenAI publishes it: a TorchScript archive, float16, with three integers beside the weights."""
+    """Write a state dict as OpenAI publishes it: a TorchScript archive, float16.
+
+    Three integers stand beside the weights.
+    """
     class Names(torch.nn.Module):
         def forward(self, x: int):
             return x

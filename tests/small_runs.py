@@ -28,14 +28,20 @@ def write_classes(folder, counts, ending="png"):
 
 
 def eurosat(root, split=False, n=20):
-    """A EuroSAT-shaped folder under a data root, with the official split file or without."""
-    folder = write_classes(root / "eurosat" / "2750", {name: n for name in data.EUROSAT}, "jpg")
+    """A EuroSAT-shaped folder under a data root, with a split file in CoOp's form or without.
+
+    The split begins as CoOp's own does, or it would be taken for a private one.
+    """
+    folder = write_classes(root / "eurosat" / "2750", dict.fromkeys(data.EUROSAT, n), "jpg")
+    first = folder.parent / "2750" / data.ROWS["eurosat"].first
+    (folder / "AnnualCrop" / "AnnualCrop_1.jpg").rename(first)
     if split:
         content = {"train": [], "val": [], "test": []}
         for label, name in enumerate(data.EUROSAT):
             for i in range(n):
                 part = "train" if i < 10 else "val" if i < 14 else "test"
-                content[part].append([f"{name}/{name}_{i + 1}.jpg", label, data.EUROSAT[name]])
+                number = 1381 if (label, i) == (0, 0) else i + 1
+                content[part].append([f"{name}/{name}_{number}.jpg", label, data.EUROSAT[name]])
         (root / "eurosat" / "split_zhou_EuroSAT.json").write_text(json.dumps(content))
     return folder
 

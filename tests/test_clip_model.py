@@ -1,12 +1,17 @@
-"""Weights in: sizes from shapes, OpenAI's archive, plain state dicts, downloads. And the tokenizer's edges."""
+"""Weights in: sizes from shapes, OpenAI's archive, state dicts, downloads. Tokenizer's edges."""
 import gzip
 import hashlib
 import http.server
 import itertools
+import math
 import re
+import subprocess
+import sys
 import threading
+import time
 import warnings
 import zipfile
+from pathlib import Path
 
 import pytest
 import textbook
@@ -31,13 +36,13 @@ def one_line(error):
     return "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
-# --------------------------------------------------------------------------------------------- sizes and what is a CLIP
+# ------------------------------------------------------------------------- sizes and what is a CLIP
 
 @pytest.mark.parametrize("sizes", [
-    dict(),                                                                 # 2 x 2 patches
-    dict(res=42, patch=14, vl=2, vw=192, tl=1, tw=128, embed=96),           # three heads and two, all sizes different
-    dict(res=96, patch=4, vl=1, vw=64, tl=2, embed=32),                     # 24 x 24 patches, as in ViT-L/14@336px
-    dict(res=32, patch=32, vl=1, tl=1)])                                    # one patch
+    {},                                                                 # 2 x 2 patches
+    {"res": 42, "patch": 14, "vl": 2, "vw": 192, "tl": 1, "tw": 128, "embed": 96},  # 3 and 2 heads
+    {"res": 96, "patch": 4, "vl": 1, "vw": 64, "tl": 2, "embed": 32},    # 24 x 24 patches
+    {"res": 32, "patch": 32, "vl": 1, "tl": 1}])                                    # one patch
 def test_sizes_come_from_the_shapes(sizes):
     state = hash_state(**sizes)
     clip = clip_model.build(state)
@@ -45,14 +50,16 @@ def test_sizes_come_from_the_shapes(sizes):
     assert clip.visual.resolution == res and not clip.training
     images, tokens = torch.randn(2, 3, res, res), clip_model.tokenize(["a cat", "x"])
     z, g = F.normalize(clip.encode_image(images)), F.normalize(clip.encode_text(tokens))
-    torch.testing.assert_close(z, textbook.image_tower(state, images), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z, textbook.G_v(state, images), atol=1e-5, rtol=0)
     embedded = state["token_embedding.weight"][tokens]
-    torch.testing.assert_close(g, textbook.text_tower(state, embedded, tokens.argmax(dim=1)), atol=1e-5, rtol=0)
+    expected = textbook.G_l(state, embedded, tokens.argmax(dim=1))
+    torch.testing.assert_close(g, expected, atol=1e-5, rtol=0)
 
 
 def test_every_tensor_is_needed(weights):
     for name in weights:
-        with pytest.raises(ValueError, match=f"not the state dict of a ViT CLIP.*{re.escape(name)}") as error:
+        message = f"not the state dict of a ViT CLIP.*{re.escape(name)}"
+        with pytest.raises(ValueError, match=message) as error:
             clip_model.build({n: t for n, t in weights.items() if n != name})
         assert one_line(error)
 
@@ -65,18 +72,25 @@ def without_layers(tower):
     (lambda s: s.clear(), "is missing"),
     (lambda s: s.update(extra=torch.zeros(1)), "Unexpected key.*extra"),
     (lambda s: s.update({"visual.proj": torch.zeros(3, 3)}), "size mismatch for visual.proj"),
-    (lambda s: s.update({"visual.layer1.0.conv1.weight": torch.zeros(1)}), "ResNet CLIP; this companion covers the V"),
-    (lambda s: s.update(positional_embedding=torch.zeros(76, 64)), "positional_embedding must have 77 rows, got 76"),
-    (lambda s: s.update({"token_embedding.weight": torch.zeros(9, 64)}), "ding.weight must have 49408 rows, got 9"),
+    (lambda s: s.update({"visual.layer1.0.conv1.weight": torch.zeros(1)}),
+     "ResNet CLIP; this companion covers the V"),
+    (lambda s: s.update(positional_embedding=torch.zeros(76, 64)),
+     "positional_embedding must have 77 rows, got 76"),
+    (lambda s: s.update({"token_embedding.weight": torch.zeros(9, 64)}),
+     "ding.weight must have 49408 rows, got 9"),
     (lambda s: s.update(positional_embedding=torch.tensor(1.)), "not the state dict of a ViT CLIP"),
-    (lambda s: s.update({"visual.positional_embedding": torch.zeros(1, 128)}), "at least 1.*'resolution': 0"),
-    (lambda s: s.update({"visual.positional_embedding": torch.zeros(4, 128)}), "size mismatch for visual.pos"),
-    (lambda s: s.update({"visual.conv1.weight": torch.zeros(96, 3, 16, 16)}), "multiples of 64.*'vision_width': 96"),
+    (lambda s: s.update({"visual.positional_embedding": torch.zeros(1, 128)}),
+     "at least 1.*'resolution': 0"),
+    (lambda s: s.update({"visual.positional_embedding": torch.zeros(4, 128)}),
+     "size mismatch for visual.pos"),
+    (lambda s: s.update({"visual.conv1.weight": torch.zeros(96, 3, 16, 16)}),
+     "multiples of 64.*'vision_width': 96"),
     (lambda s: s.update(text_projection=torch.zeros(32, 64)), "multiples of 64.*'text_width': 32"),
     (lambda s: s.update(text_projection=torch.zeros(64)), "not the state dict of a ViT CLIP"),
     (without_layers("visual."), "'vision_layers': 0"),
     (without_layers(""), "'text_layers': 0"),
-    (lambda s: s.update({"token_embedding.words": torch.tensor([49408])}), "not the state dict of a ViT CLIP"),
+    (lambda s: s.update({"token_embedding.words": torch.tensor([49408])}),
+     "not the state dict of a ViT CLIP"),
 ])
 def test_what_is_no_vit_clip_is_refused(state, damage, message):
     damage(state)
@@ -85,35 +99,104 @@ def test_what_is_no_vit_clip_is_refused(state, damage, message):
     assert one_line(error)
 
 
+def first_number(value):
+    """The tensor with its first number changed."""
+    def damage(tensor):
+        tensor = tensor.clone()
+        tensor.view(-1)[0] = value
+        return tensor
+    return damage
+
+
+PROJ = "visual.proj"
+
+
+@pytest.mark.parametrize("name, damage, message", [
+    (PROJ, first_number(torch.nan), "visual.proj holds nan, expected numbers from -10000 to 10000"),
+    (PROJ, first_number(-torch.inf), "visual.proj holds -inf, expected"),
+    (PROJ, first_number(1e30), "visual.proj holds 1e.30, expected"),
+    (PROJ, first_number(-10001.), "visual.proj holds -10001, expected"),
+    ("ln_final.bias", first_number(torch.nan), "ln_final.bias holds nan"),
+    ("token_embedding.weight", first_number(torch.inf), "token_embedding.weight holds inf"),
+    ("logit_scale", first_number(7.), "logit_scale holds 7, expected numbers from 0 to 6.90776"),
+    ("logit_scale", first_number(-.1), "logit_scale holds -0.1, expected"),
+    (PROJ, torch.Tensor.int, "visual.proj is a torch.strided tensor of torch.int32, expected a de"),
+    (PROJ, torch.Tensor.bool, "visual.proj is a torch.strided tensor of torch.bool, expected"),
+    (PROJ, lambda t: t.to(torch.complex64), "of torch.complex64, expected a dense one of floating"),
+    (PROJ, torch.Tensor.to_sparse, "visual.proj is a torch.sparse_coo tensor of torch.float32"),
+    (PROJ, lambda t: t[:1].clone().expand(len(t), -1), "proj has the shape .128, 64., but fewer"),
+])
+def test_what_is_no_weight_is_refused_by_name(tmp_path, state, name, damage, message):
+    state[name] = damage(state[name])
+    with pytest.raises(ValueError, match=message) as error:
+        clip_model.build(state)
+    assert str(error.value).startswith(name) and one_line(error)
+    torch.save(sparse(state), tmp_path / "clip.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")                          # one line, and no warning before it
+        with pytest.raises(ValueError, match=message):
+            clip_model.load(tmp_path / "clip.pt")
+
+
+@pytest.mark.parametrize("name, value", [
+    (PROJ, 1e4), (PROJ, -1e4), ("logit_scale", 0.), ("logit_scale", math.log(1000) - 1e-6)])
+def test_the_ends_of_the_range_are_weights(state, name, value):
+    state[name] = first_number(value)(state[name])
+    assert clip_model.build(state).state_dict()[name].view(-1)[0] == torch.tensor(value)
+
+
+def test_tensors_without_numbers_are_built_too(state):
+    clip = clip_model.build({name: tensor.to("meta") for name, tensor in state.items()})
+    assert all(parameter.is_meta for parameter in clip.parameters())
+
+
+def test_what_a_file_says_is_clipped(state):
+    with pytest.raises(ValueError, match="Unexpected key.*xxx[.]{3}$") as error:
+        clip_model.build({**state, "x" * 100_000: torch.zeros(1)})
+    assert len(str(error.value)) < 200
+    with pytest.raises(ValueError, match="100000 characters where CLIP takes 77 tokens") as error:
+        clip_model.prompt_ids("x" * 100_000)
+    assert len(str(error.value)) < 200
+
+
 def sparse(state, words=(0, 320, 2368, 49406, 49407)):
     """The state with the token vectors of `words` only, as assets/tiny_clip.pt keeps them."""
     rows = state["token_embedding.weight"][list(words)]
     return {**state, "token_embedding.weight": rows, "token_embedding.words": torch.tensor(words)}
 
 
+def test_token_vectors_of_some_words_are_weights_too(state):
+    given = sparse(state)
+    given["token_embedding.weight"] = given["token_embedding.weight"].to_sparse()
+    with pytest.raises(ValueError, match="^token_embedding.weight is a torch.sparse_coo tensor"):
+        clip_model.build(given)
+
+
 def test_token_vectors_of_some_words_only(state):
     given = sparse(state)
     table = clip_model.build(given).token_embedding.weight
-    assert table.shape == (49408, 64) and len(given) == len(state) + 1              # the caller's dict stays as it was
+    assert table.shape == (49408, 64) and len(given) == len(state) + 1  # which stays as it was
     for i in (0, 320, 2368, 49406, 49407):
         assert torch.equal(table[i], state["token_embedding.weight"][i])
     assert table.count_nonzero(dim=1).count_nonzero() == 5
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
-@pytest.mark.parametrize("form", ["archive", "plain", "older format", "wrapped", "module.", "wrapped module."])
+@pytest.mark.parametrize("form", ["archive", "plain", "older format", "wrapped", "module.",
+                                  "wrapped module."])
 def test_every_form_of_file_loads(tmp_path, state, form):
     path = tmp_path / "clip.pt"
     if form == "archive":
         openai_archive(state, path)
-        state = {name: tensor.half().float() for name, tensor in state.items()}     # OpenAI's archives are float16
+        # OpenAI's archives are float16
+        state = {name: tensor.half().float() for name, tensor in state.items()}
     else:
         written = {"module." + n: t for n, t in state.items()} if "module." in form else state
         written = {"state_dict": written, "epoch": 3} if "wrapped" in form else written
         torch.save(written, path, _use_new_zipfile_serialization=form != "older format")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")                          # the deprecation of torch.jit.load is silenced
+        warnings.simplefilter("error")          # that of torch.jit.load is silenced
         clip = clip_model.load(path)
     assert {name for name, _ in clip.named_parameters()} == set(state)
     for name, parameter in clip.named_parameters():
@@ -124,8 +207,8 @@ def test_only_the_deprecation_of_torch_jit_load_is_silenced(tmp_path, state, mon
     real_load = torch.jit.load
 
     def load(*arguments, **options):
-        warnings.warn("`torch.jit.load` is deprecated.", DeprecationWarning)
-        warnings.warn("something else")
+        warnings.warn("`torch.jit.load` is deprecated.", DeprecationWarning, stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
         return real_load(*arguments, **options)
 
     openai_archive(sparse(state), tmp_path / "clip.pt")
@@ -133,7 +216,8 @@ def test_only_the_deprecation_of_torch_jit_load_is_silenced(tmp_path, state, mon
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         clip_model.load(tmp_path / "clip.pt")
-        warnings.warn("`torch.jit.load` is deprecated.", DeprecationWarning)        # the filter is gone again
+        # the filter is gone again
+        warnings.warn("`torch.jit.load` is deprecated.", DeprecationWarning, stacklevel=1)
     assert [str(w.message) for w in seen] == ["something else", "`torch.jit.load` is deprecated."]
 
 
@@ -141,15 +225,17 @@ def test_only_the_deprecation_of_torch_jit_load_is_silenced(tmp_path, state, mon
 def test_precision_of_the_weights_and_of_the_temperature(tmp_path, state, dtype):
     torch.save(sparse(state), tmp_path / "clip.pt")
     clip = clip_model.load(str(tmp_path / "clip.pt"), dtype=dtype)
-    assert clip.dtype == dtype
     assert {p.dtype for name, p in clip.named_parameters() if name != "logit_scale"} == {dtype}
-    assert clip.logit_scale.dtype == torch.float32 and clip.temperature.item() == pytest.approx(0.01, rel=1e-6)
+    assert clip.logit_scale.dtype == torch.float32
+    assert clip.temperature.item() == pytest.approx(0.01, rel=1e-6)
 
 
 def test_tiny():
     clip = clip_model.load("tiny")
-    features = F.normalize(clip.encode_text(clip_model.tokenize(["a red circle", "a blue square"])), dim=-1)
-    assert len(clip.token_embedding.weight) == 49408 and features[0] @ features[1] < 0.99   # more: test_world.py
+    tokens = clip_model.tokenize(["a red circle", "a blue square"])
+    features = F.normalize(clip.encode_text(tokens), dim=-1)
+    assert len(clip.token_embedding.weight) == 49408
+    assert features[0] @ features[1] < 0.99  # more: test_world.py
 
 
 class Explosive:
@@ -161,12 +247,15 @@ NOT_WEIGHTS, NO_STATE = "not a weights file, or a truncated one", "holds no stat
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"text", NOT_WEIGHTS), (b"", NOT_WEIGHTS), ("cut archive", NOT_WEIGHTS), ("cut dict", NOT_WEIGHTS),
+    (b"text", NOT_WEIGHTS), (b"", NOT_WEIGHTS),
+    ("cut archive", NOT_WEIGHTS), ("cut dict", NOT_WEIGHTS),
     ("damaged names", NOT_WEIGHTS), ("foreign zip", NOT_WEIGHTS), ("hollow archive", NOT_WEIGHTS),
-    (Explosive(), NOT_WEIGHTS), ({"a": Explosive()}, NOT_WEIGHTS), (torch.nn.Linear(2, 2), NOT_WEIGHTS),
-    ([1, 2], NO_STATE), (torch.zeros(3), NO_STATE), ({"state_dict": None}, NO_STATE), ({"epoch": 3}, NO_STATE),
+    (Explosive(), NOT_WEIGHTS), ({"a": Explosive()}, NOT_WEIGHTS),
+    (torch.nn.Linear(2, 2), NOT_WEIGHTS), ([1, 2], NO_STATE), (torch.zeros(3), NO_STATE),
+    ({"state_dict": None}, NO_STATE), ({"epoch": 3}, NO_STATE),
     ({3: torch.zeros(1)}, NO_STATE), ({"a": torch.zeros(1), "b": "c"}, NO_STATE),
-    ({}, "not the state dict of a ViT CLIP"), ({"visual.layer1.0.bn1.weight": torch.zeros(1)}, "weights of a ResNet")],
+    ({}, "not the state dict of a ViT CLIP"),
+    ({"visual.layer1.0.bn1.weight": torch.zeros(1)}, "weights of a ResNet")],
     ids=lambda value: None if isinstance(value, str) else repr(value)[:20])
 def test_unreadable_files(tmp_path, state, content, message):
     path = tmp_path / "clip.pt"
@@ -176,7 +265,7 @@ def test_unreadable_files(tmp_path, state, content, message):
     elif content == "cut dict":
         torch.save(state, path)
         path.write_bytes(path.read_bytes()[:100000])
-    elif content == "damaged names":                            # the zip's directory is no UTF-8 any more
+    elif content == "damaged names":                      # the zip's directory is no UTF-8 any more
         torch.save({"a": torch.zeros(1)}, path)
         path.write_bytes(path.read_bytes().replace(b"clip/data.pkl", b"clip/d\xff\xfea.pkl"))
     elif content in ("foreign zip", "hollow archive"):
@@ -203,46 +292,63 @@ def test_a_file_one_may_not_read_is_not_called_damaged(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"])
 def test_resnets_are_not_covered(name):
-    with pytest.raises(ValueError, match=f"{name} is a ResNet; this companion covers the ViT models: ViT-B/32, "):
+    message = f"{name} is a ResNet; this companion covers the ViT models: ViT-B/32, "
+    with pytest.raises(ValueError, match=message):
         clip_model.load(name)
 
 
 @pytest.mark.parametrize("name", ["ViT-B/15", "", "no/such.pt", "."])
 def test_names_that_are_no_model(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"no CLIP model or file '{name}': give one of ViT-B/32, .*, tiny, or"):
+    message = f"no CLIP model or file '{name}': give one of ViT-B/32, .*, tiny, or"
+    with pytest.raises(FileNotFoundError, match=message):
         clip_model.load(name)
 
 
-# ------------------------------------------------------------------------------------------------------------ downloads
+# ---------------------------------------------------------------------------------------- downloads
 
 CONTENT = bytes(range(256)) * 2000
 SUM = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `content`; `mode` is what goes wrong, `seen` the path and the Range header of every request."""
+    """Serves `content`; `mode` is what goes wrong, `seen` the path and Range of every request."""
     protocol_version = "HTTP/1.1"
-    content, mode, seen = CONTENT, "", []
+    content, mode, seen, go = CONTENT, "", [], threading.Event()
 
     def do_GET(self):
         content, mode, wanted = Server.content, Server.mode, self.headers.get("Range")
         Server.seen.append((self.path, wanted))
         self.close_connection = True
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and mode != "no ranges" else 0
+        ranges = wanted and mode not in ("no ranges", "no ranges, breaks", "page")
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if ranges else 0
         if mode == "garbage":
             return self.wfile.write(b"HTTP/1.1 what is this?\r\n\r\n")
         if mode in ("404", "503") or start >= len(content):
             return self.send_error(int(mode or 416))
         self.send_response(206 if start else 200)
-        body = content[start:] if mode != "wrong" else b"<html>Please sign in</html>"
+        body = content[start:]
+        if start:
+            sent = {"other range": 0, "no range": None}.get(mode, start)
+            if sent is not None:
+                self.send_header("Content-Range", f"bytes {sent}-{len(content) - 1}/{len(content)}")
+        if mode in ("wrong", "page"):
+            body = b"<html>Please sign in</html>"
+        if mode == "short":
+            body = body[:1000]
         if mode == "breaks in chunks":
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            return self.wfile.write(b"3E8\r\n" + body[:1000] + b"\r\n3E8\r\nabc")
+            return self.wfile.write(b"3E8\r\n" + body[:1000] + b"\r\n3E8\r\n"
+                                    + body[1000:1003])
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[:1000] if mode == "breaks" else body)
+        if mode == "stalls":
+            self.wfile.write(body[:70_001])
+            return Server.go.wait(10)
+        if mode == "slow":
+            Server.go.wait(10)
+        self.wfile.write(body[:1000] if "breaks" in mode else body)
 
     def log_message(self, *_):
         pass
@@ -250,20 +356,29 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    Server.content, Server.mode, Server.seen = CONTENT, "", []
+    Server.content, Server.mode, Server.seen, Server.go = CONTENT, "", [], threading.Event()
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=httpd.serve_forever, kwargs=dict(poll_interval=.01), daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(.01,), daemon=True).start()
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setattr(clip_model, "URL", f"http://127.0.0.1:{httpd.server_port}")
-    monkeypatch.setattr(clip_model, "CACHE", tmp_path / "of" / "clip")              # made where it is missing
+    monkeypatch.setattr(clip_model, "CACHE", tmp_path / "of" / "clip")    # made where it is missing
     yield Server
+    Server.go.set()
     httpd.shutdown()
     httpd.server_close()
 
 
 def cached():
-    return {path.name: path.read_bytes() for path in clip_model.CACHE.iterdir()}
+    """Without the lock, which some versions of filelock leave behind."""
+    return {path.name: path.read_bytes() for path in clip_model.CACHE.iterdir()
+            if path.suffix != ".lock"}
+
+
+def half():
+    clip_model.CACHE.mkdir(parents=True)
+    (clip_model.CACHE / "model.part").write_bytes(CONTENT[:5000])
+    return {"model.part": CONTENT[:5000]}
 
 
 def test_a_named_model_is_fetched_once(server, state, tmp_path, monkeypatch):
@@ -274,38 +389,92 @@ def test_a_named_model_is_fetched_once(server, state, tmp_path, monkeypatch):
     for _ in range(2):
         clip = clip_model.load("ViT-B/16")
         assert torch.equal(clip.visual.proj, state["visual.proj"].half().float())
-    assert server.seen == [(f"/{digest}/ViT-B-16.pt", None)] and cached() == {"ViT-B-16.pt": server.content}
+    assert server.seen == [(f"/{digest}/ViT-B-16.pt", None)]
+    assert cached() == {"ViT-B-16.pt": server.content}
 
 
 def test_download_is_checked_kept_and_not_repeated(server):
     path = clip_model.download(SUM, "model.pt")
     assert path == clip_model.CACHE / "model.pt" and cached() == {"model.pt": CONTENT}
-    assert clip_model.download(SUM, "model.pt") == path and server.seen == [(f"/{SUM}/model.pt", None)]
+    assert clip_model.download(SUM, "model.pt") == path
+    assert server.seen == [(f"/{SUM}/model.pt", None)]
 
 
-@pytest.mark.parametrize("first, reason", [("breaks", "the connection ended after 1000 of 512000 bytes"),
-                                           ("breaks in chunks", "IncompleteRead")])
+@pytest.mark.parametrize("first, came, reason", [
+    ("breaks", 1000, "the connection ended after 1000 of 512000 bytes"),
+    ("breaks in chunks", 1003, "IncompleteRead")])
 @pytest.mark.parametrize("second", ["", "no ranges"])
-def test_interrupted_download_goes_on(server, first, reason, second):
+def test_interrupted_download_goes_on(server, first, came, reason, second):
     server.mode = first
     with pytest.raises(FileNotFoundError, match=f"could not download model.pt .*{reason}") as error:
         clip_model.download(SUM, "model.pt")
-    assert one_line(error) and list(cached()) == ["model.part"]         # never half a file under the final name
-    have = len(cached()["model.part"])
-    assert CONTENT.startswith(cached()["model.part"]) and have == (1000 if first == "breaks" else 0)
+    assert one_line(error) and list(cached()) == ["model.part"]    # no half has the final name
+    assert cached()["model.part"] == CONTENT[:came]
     server.mode = second
     clip_model.download(SUM, "model.pt")
     assert cached() == {"model.pt": CONTENT}
-    assert [wanted for _, wanted in server.seen] == [None, f"bytes={have}-" if have else None]
+    assert [wanted for _, wanted in server.seen] == [None, f"bytes={came}-"]
 
 
-def test_a_failed_answer_leaves_what_is_there(server):
-    clip_model.CACHE.mkdir(parents=True)
-    (clip_model.CACHE / "model.part").write_bytes(CONTENT[:5000])
-    server.mode = "503"
-    with pytest.raises(FileNotFoundError, match="could not download model.pt .Service Unavailable"):
+@pytest.mark.parametrize("mode, error, message", [
+    ("page", ValueError, "came with a wrong SHA-256 and was deleted"),
+    ("other range", FileNotFoundError, "asked for the bytes from 5000 on, got bytes 0-511999/5"),
+    ("no range", FileNotFoundError, "asked for the bytes from 5000 on, got others"),
+    ("no ranges, breaks", FileNotFoundError, "connection ended after 1000 of 512000 bytes"),
+    ("503", FileNotFoundError, "could not download model.pt .Service Unavailable")])
+def test_an_answer_that_does_not_go_on_costs_no_half_download(server, mode, error, message):
+    before, server.mode = half(), mode
+    with pytest.raises(error, match=message) as raised:
         clip_model.download(SUM, "model.pt")
-    assert cached() == {"model.part": CONTENT[:5000]}
+    assert one_line(raised) and cached() == before
+    server.mode = ""
+    clip_model.download(SUM, "model.pt")
+    assert cached() == {"model.pt": CONTENT} and server.seen[-1][1] == "bytes=5000-"
+
+
+def test_a_rest_that_is_announced_too_short_is_kept(server):
+    half()
+    server.mode = "short"
+    with pytest.raises(FileNotFoundError, match="the connection ended after 6000 of 512000 bytes"):
+        clip_model.download(SUM, "model.pt")
+    assert cached() == {"model.part": CONTENT[:6000]}
+
+
+def test_a_stalled_server_times_out_and_loses_nothing(server, monkeypatch):
+    monkeypatch.setattr(clip_model, "TIMEOUT", .3)
+    server.mode = "stalls"
+    with pytest.raises(FileNotFoundError, match="could not download model.pt .timed out"):
+        clip_model.download(SUM, "model.pt")
+    assert cached() == {"model.part": CONTENT[:70_001]}
+    server.mode = ""
+    clip_model.download(SUM, "model.pt")
+    assert cached() == {"model.pt": CONTENT}
+
+
+FETCH = """
+import sys
+from pathlib import Path
+import clip_model
+clip_model.URL, clip_model.CACHE = sys.argv[1], Path(sys.argv[2])
+print("ready", flush=True)
+print(clip_model.download(sys.argv[3], "model.pt"))
+"""
+
+
+def test_two_processes_at_once_both_end_well(server):
+    server.mode = "slow"
+    command = [sys.executable, "-c", FETCH, clip_model.URL, str(clip_model.CACHE), SUM]
+    both = [subprocess.Popen(command, cwd=Path(clip_model.__file__).parent, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    time.sleep(.5)                              # one has asked by now, the other waits for it
+    assert len(server.seen) == 1
+    server.go.set()
+    for process in both:
+        out, error = process.communicate(timeout=20)
+        assert process.returncode == 0 and out.strip().endswith("model.pt"), error
+    assert cached() == {"model.pt": CONTENT} and len(server.seen) == 1
 
 
 def test_a_part_that_is_whole_needs_only_its_name(server):
@@ -315,7 +484,8 @@ def test_a_part_that_is_whole_needs_only_its_name(server):
     assert cached() == {"model.pt": CONTENT}
 
 
-@pytest.mark.parametrize("part", [CONTENT + b"x", b"x" + CONTENT[:5000]], ids=["too long", "of another file"])
+@pytest.mark.parametrize("part", [CONTENT + b"x", b"x" + CONTENT[:5000]],
+                         ids=["too long", "of another file"])
 def test_a_part_that_does_not_fit_is_thrown_away(server, part):
     clip_model.CACHE.mkdir(parents=True)
     (clip_model.CACHE / "model.part").write_bytes(part)
@@ -328,13 +498,16 @@ def test_a_part_that_does_not_fit_is_thrown_away(server, part):
 
 def test_wrong_sums(server):
     server.mode = "wrong"
-    with pytest.raises(ValueError, match=f"{SUM}/model.pt came with a wrong SHA-256 and was deleted") as error:
+    message = f"{SUM}/model.pt came with a wrong SHA-256 and was deleted"
+    with pytest.raises(ValueError, match=message) as error:
         clip_model.download(SUM, "model.pt")
     assert one_line(error) and cached() == {}
     (clip_model.CACHE / "model.pt").write_bytes(b"mine")
-    with pytest.raises(ValueError, match=f"clip/model.pt has a wrong SHA-256, expected {SUM}: delete it") as error:
+    message = f"clip/model.pt has a wrong SHA-256, expected {SUM}: delete it"
+    with pytest.raises(ValueError, match=message) as error:
         clip_model.download(SUM, "model.pt")
-    assert one_line(error) and cached() == {"model.pt": b"mine"} and len(server.seen) == 1    # overwrites nobody's file
+    assert one_line(error) and cached() == {"model.pt": b"mine"}       # overwrites nobody's file
+    assert len(server.seen) == 1
 
 
 @pytest.mark.parametrize("mode, reason", [
@@ -345,13 +518,15 @@ def test_without_a_network_one_line_says_what_to_put_where(server, monkeypatch, 
         monkeypatch.setattr(clip_model, "URL", "http://127.0.0.1:9")
     with pytest.raises(FileNotFoundError) as error:
         clip_model.load("ViT-B/16")
-    message, url = str(error.value), f"{clip_model.URL}/{clip_model.MODELS['ViT-B/16'][0]}/ViT-B-16.pt"
-    assert message.startswith("could not download ViT-B-16.pt (") and reason in message and one_line(error)
+    message = str(error.value)
+    url = f"{clip_model.URL}/{clip_model.MODELS['ViT-B/16'][0]}/ViT-B-16.pt"
+    assert message.startswith("could not download ViT-B-16.pt (") and reason in message
+    assert one_line(error)
     assert message.endswith(f"put the file from {url} into {clip_model.CACHE}")
     assert cached() == {}
 
 
-# -------------------------------------------------------------------------------------------------------- the tokenizer
+# ------------------------------------------------------------------------------------ the tokenizer
 
 class Same(dict):
     """Every symbol is its own id."""
@@ -362,13 +537,13 @@ class Same(dict):
 @pytest.mark.parametrize("merges, text, by_hand", [
     ("", "abc", "a b c</w>"),
     ("a b", "abc", "ab c</w>"),
-    ("a b", "ab", "a b</w>"),                           # the last letter is another symbol than the same letter inside
-    ("b c</w>, a b", "abc", "a bc</w>"),                # the more frequent pair first, wherever it stands
+    ("a b", "ab", "a b</w>"),       # a last letter is another symbol than the same inside
+    ("b c</w>, a b", "abc", "a bc</w>"),          # the more frequent pair first, wherever it stands
     ("a b, b c</w>", "abc", "ab c</w>"),
     ("a a", "aaaaaa", "aa aa a a</w>"),                 # from the left, no letter twice
     ("a b, ab ab", "ababx abab", "abab x</w> ab a b</w>"),
     ("a b, ab c</w>, x abc</w>", "xabc", "xabc</w>"),
-    ("a <, 1 2", "A<b 12", "a</w> <</w> b</w> 1</w> 2</w>"),    # a sign is another word than a letter, each digit one
+    ("a <, 1 2", "A<b 12", "a</w> <</w> b</w> 1</w> 2</w>"),  # letters, signs, digits
     ("' s</w>", "a'sa", "a</w> 's</w> a</w>"),                      # and so is 's
 ])
 def test_pairs_are_joined_by_rank(merges, text, by_hand):
@@ -379,25 +554,33 @@ def test_pairs_are_joined_by_rank(merges, text, by_hand):
 
 
 def test_words_equal_a_slow_reading_of_the_merges():
-    """The merges replayed on a string with spaces, ids counted by hand: 256 bytes, 256 that end a word, merges."""
-    lines = gzip.open(clip_model.ASSETS / "bpe_merges.txt.gz", "rt", encoding="utf-8").read().splitlines()
+    """The merges replayed on a string with spaces, ids counted by hand.
+
+    256 bytes come first, then 256 that end a word, then the merges.
+    """
+    packed = (clip_model.ASSETS / "bpe_merges.txt.gz").read_bytes()
+    lines = gzip.decompress(packed).decode("utf-8").splitlines()
     rank = {line: i for i, line in enumerate(lines)}
     assert len(rank) == 48894
     joined = {line.replace(" ", ""): 512 + i for line, i in rank.items()}
-    letter = lambda symbol: ord(symbol[0]) - ord("!") + (256 if symbol.endswith("</w>") else 0)
+
+    def letter(symbol):
+        return ord(symbol[0]) - ord("!") + 256 * symbol.endswith("</w>")
 
     def slow(word):
         text = " ".join(word) + "</w>"
         while True:
             parts = text.split()
-            known = [rank[" ".join(pair)] for pair in zip(parts, parts[1:]) if " ".join(pair) in rank]
+            pairs = [f"{a} {b}" for a, b in itertools.pairwise(parts)]
+            known = [rank[pair] for pair in pairs if pair in rank]
             if not known:
                 return [joined[part] if part in joined else letter(part) for part in parts]
             pair = lines[min(known)]
             text = re.sub(rf"(?<!\S){re.escape(pair)}(?!\S)", pair.replace(" ", ""), text)
 
     names = (clip_model.ASSETS / "imagenet.tsv").read_text().lower()
-    words = sorted({word for word in re.split("[^a-z]+", names) if word})[::3] + ["qzxjvk", "aaaaaaaaa", "bananarama"]
+    words = sorted({word for word in re.split("[^a-z]+", names) if word})[::3]
+    words += ["qzxjvk", "aaaaaaaaa", "bananarama"]
     tokenizer = clip_model.Tokenizer()
     assert len(words) > 300
     for word in words:
@@ -423,17 +606,19 @@ def test_vocabulary_has_no_gap():
     assert sorted(clip_model.Tokenizer().ids.values()) == list(range(49408))
 
 
-# --------------------------------------------------------------------------------------------------------- the features
+# ------------------------------------------------------------------------------------- the features
 
 def test_what_follows_the_end_token_does_not_matter(small_clip):
     tokens = clip_model.tokenize(["a cat", "a photo of a large brown dog.", "x"])
     littered = tokens.clone()
-    for row, end in zip(littered, tokens.argmax(dim=1)):
+    for row, end in zip(littered, tokens.argmax(dim=1), strict=True):
         row[end + 1:] = torch.randint(1, 49407, (76 - int(end),))
     assert not torch.equal(littered, tokens)
     lengths = []
-    hook = small_clip.transformer.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
-    torch.testing.assert_close(small_clip.encode_text(littered), small_clip.encode_text(tokens), atol=1e-6, rtol=0)
+    hook = small_clip.transformer.register_forward_pre_hook(
+        lambda _, arguments: lengths.append(arguments[0].shape[1]))
+    found, expected = small_clip.encode_text(littered), small_clip.encode_text(tokens)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     hook.remove()
     assert lengths == [10, 10]                                      # and is not computed
 
@@ -444,7 +629,8 @@ def test_attention_by_loops(dtype, tolerance, masked):
     """Both ways to compute it, and their gradients, against sums over single numbers in float64."""
     q, k, v = ((2 * torch.randn(2, 3, 5, 64)).to(dtype).requires_grad_() for _ in range(3))
     weight = torch.randn(2, 3, 5, 64).to(dtype)
-    mask = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 1, 0, 0, 1]]).bool()
+    mask = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0],
+                         [1, 1, 0, 0, 1]]).bool()
     (clip_model.attend(q, k, v, mask if masked else None) * weight).sum().backward()
     found = clip_model.attend(q, k, v, mask if masked else None).detach().double()
     Q, K, V = (y.detach().double().requires_grad_() for y in (q, k, v))
@@ -453,20 +639,23 @@ def test_attention_by_loops(dtype, tolerance, masked):
         seen = [j for j in range(5) if not masked or mask[i, j]]
         score = [(Q[b, head, i] * K[b, head, j]).sum() / 64 ** 0.5 for j in seen]
         total = sum(s.exp() for s in score)
-        rows.append(sum(s.exp() / total * V[b, head, j] for s, j in zip(score, seen)))
+        rows.append(sum(s.exp() / total * V[b, head, j] for s, j in zip(score, seen, strict=True)))
     expected = torch.stack(rows).view(2, 3, 5, 64)
     torch.testing.assert_close(found, expected.detach(), atol=2 * tolerance, rtol=tolerance)
-    for y, grad in zip((q, k, v), torch.autograd.grad((expected * weight.double()).sum(), (Q, K, V))):
+    grads = torch.autograd.grad((expected * weight.double()).sum(), (Q, K, V))
+    for y, grad in zip((q, k, v), grads, strict=True):
         assert (y.grad.double() - grad).norm() <= tolerance * grad.norm()
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, .02), (torch.float16, .005)])
 def test_low_precision_agrees(tmp_path, dtype, tolerance):
     torch.save(hash_state(), tmp_path / "clip.pt")
-    full, low = clip_model.load(tmp_path / "clip.pt"), clip_model.load(tmp_path / "clip.pt", dtype=dtype)
+    full = clip_model.load(tmp_path / "clip.pt")
+    low = clip_model.load(tmp_path / "clip.pt", dtype=dtype)
     images, tokens = torch.randn(4, 3, 32, 32), clip_model.tokenize(["a cat", "a photo of a dog."])
     with torch.no_grad():
         for a, b in ((full.encode_image(images), low.encode_image(images)),
                      (full.encode_text(tokens), low.encode_text(tokens))):
             assert b.dtype == dtype
-            torch.testing.assert_close(F.normalize(b.float()), F.normalize(a), atol=tolerance, rtol=0)
+            found = F.normalize(b.float())
+            torch.testing.assert_close(found, F.normalize(a), atol=tolerance, rtol=0)

@@ -58,7 +58,7 @@ def test_fast_form_equals_textbook(small_clip, setting, batch):
 @pytest.mark.parametrize("setting", [SETTINGS[n] for n in ("coop", "cocoop", "maple", "coop class-specific")])
 def test_several_trees_and_recomputed_activations_change_nothing(small_clip, setting, monkeypatch):
     monkeypatch.setitem(prompts.TREE_NODES, "cpu", 20)
-    monkeypatch.setattr(clip_model, "CROWDED", 0)
+    monkeypatch.setattr(prompts, "CROWDED", 0)
     learner = learner_of(small_clip, setting)
     assert len(learner.trees) > 1
     assert_same(learner, torch.randn(2, 3, 32, 32))
@@ -124,7 +124,7 @@ def test_other_sizes(shape, method):
 
 def test_tree_holds_every_shared_start_once():
     #      start  a   golden  retriever end   and the like: 9 is the start token, 8 the end
-    tree = clip_model.PromptTree([[9, 1, 2, 3, 8], [9, 1, 2, 4, 8], [9, 5, 8], [9, 1, 2, 3, 8]])
+    tree = prompts.PromptTree([[9, 1, 2, 3, 8], [9, 1, 2, 4, 8], [9, 5, 8], [9, 1, 2, 3, 8]])
     assert tree.tokens.tolist() == [9, 1, 2, 3, 8, 4, 8, 5, 8]
     assert tree.positions.tolist() == [0, 1, 2, 3, 4, 3, 4, 1, 2]
     assert tree.ends.tolist() == [4, 6, 8, 4]
@@ -141,8 +141,8 @@ def test_learned_tokens_and_the_common_start_are_laid_out_once(small_clip):
 
 def test_encode_text_equals_textbook(small_clip):
     tokens = clip_model.tokenize(["a photo of a cat.", "x", "seven words make a rather longer text"])
-    weights = dict(small_clip.named_parameters())
-    slow = textbook.text_tower(weights, weights["token_embedding.weight"][tokens], tokens.argmax(dim=1))
+    W = dict(small_clip.named_parameters())
+    slow = textbook.G_l(W, W["token_embedding.weight"][tokens], tokens.argmax(dim=1))
     torch.testing.assert_close(F.normalize(small_clip.encode_text(tokens), dim=-1), slow, atol=1e-5, rtol=0)
 
 

@@ -1,94 +1,222 @@
-"""The textbook form of CLIP and the prompt learners: every class by itself, all 77 positions, every layer in full.
+"""The method on one page: NPT without a trick, in the paper's letters and order. Read this first.
 
-It is the oracle for the fast forms in clip_model.py and prompts.py and the baseline of benchmark.py. It shares no code
-with them: it reads the weights by name and calls torch's own attention. Nothing here is clever on purpose.
+    python tests/textbook.py            # one step of MaPLe + NPT on the tiny CLIP, with all shapes
+
+    K  classes   N  images   b  learned tokens   d  joint size   w, w_v  widths of the two towers
+    W  the frozen CLIP's weights by OpenAI's names     P  the learned tensors by the originals'
+    t  text prompts t_k    f  an image with its prompts    g = G_l(t), z = G_v(f) of unit length
+
+Every class is encoded by itself, with all 77 positions and every layer in full. prompts.py computes
+the same in a fraction of the time; the tests hold it to this page. It shares no forward code: the
+weights are read by name, the attention is torch's own. Only the tokenizer is clip_model's.
 """
+import math
+import sys
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import clip_model
 
+# Sec. 3.1: prompts -----------------------------------------------------------------------------
 
-def attention(weights, name, x, mask):
-    """torch's multi-head attention on x (N, T, w)."""
+
+def text_prompts(W, template, names, u):
+    """t_k = [start, u_1..u_b, words, name, end, padding] -> t (K, 77, w) and the ends (K,).
+
+    template: "a photo of a {}."; the b learned vectors u (b, w) take the places of its first words
+    """
+    texts = [template.replace("{}", name.replace("_", " ")) for name in names]
+    tokens = clip_model.tokenize(texts).to(u.device)                        # (K, 77)
+    words = W["token_embedding.weight"][tokens]                             # (K, 77, w)
+    K, b = len(names), u.shape[-2]
+    t = torch.cat([words[:, :1], u.expand(K, b, -1), words[:, 1 + b:]], dim=1)
+    return t, tokens.argmax(dim=1)                                          # end: the highest id
+
+
+def visual_prompt(W, x, v=None):
+    """f = [class token, patches of x, v_1..v_b]: x (N, 3, res, res), v (b, w_v) -> (N, -, w_v).
+
+    From MaPLe: v has no position embedding.
+    """
+    patch = W["visual.conv1.weight"].shape[-1]
+    patches = F.conv2d(x, W["visual.conv1.weight"], stride=patch).flatten(2).transpose(1, 2)
+    first = W["visual.class_embedding"].expand(len(x), 1, -1)
+    f = torch.cat([first, patches], dim=1) + W["visual.positional_embedding"]
+    if v is not None:
+        f = torch.cat([f, v.expand(len(x), -1, -1)], dim=1)
+    return f
+
+
+# Sec. 3.1: the encoders ------------------------------------------------------------------------
+
+def linear(W, name, x):
+    return F.linear(x, W[name + "weight"], W[name + "bias"])
+
+
+def norm(W, name, x):
+    return F.layer_norm(x, x.shape[-1:], W[name + "weight"], W[name + "bias"])
+
+
+def attention(W, name, x, mask):
     w = x.shape[-1]
     x = x.transpose(0, 1)
     y, _ = F.multi_head_attention_forward(
-        x, x, x, w, w // 64, weights[name + "in_proj_weight"], weights[name + "in_proj_bias"], None, None, False, 0.0,
-        weights[name + "out_proj.weight"], weights[name + "out_proj.bias"], need_weights=False, attn_mask=mask)
+        x, x, x, w, w // 64, W[name + "in_proj_weight"], W[name + "in_proj_bias"], None, None,
+        False, 0.0, W[name + "out_proj.weight"], W[name + "out_proj.bias"],
+        need_weights=False, attn_mask=mask)
     return y.transpose(0, 1)
 
 
-def norm(weights, name, x):
-    return F.layer_norm(x, x.shape[-1:], weights[name + "weight"], weights[name + "bias"])
+def layer(W, name, x, mask=None):
+    """One of CLIP's residual blocks: attention, then a net with QuickGELU."""
+    x = x + attention(W, name + "attn.", norm(W, name + "ln_1.", x), mask)
+    y = linear(W, name + "mlp.c_fc.", norm(W, name + "ln_2.", x))
+    return x + linear(W, name + "mlp.c_proj.", y * torch.sigmoid(1.702 * y))
 
 
-def block(weights, name, x, mask=None):
-    x = x + attention(weights, name + "attn.", norm(weights, name + "ln_1.", x), mask)
-    y = F.linear(norm(weights, name + "ln_2.", x), weights[name + "mlp.c_fc.weight"], weights[name + "mlp.c_fc.bias"])
-    y = y * torch.sigmoid(1.702 * y)
-    return x + F.linear(y, weights[name + "mlp.c_proj.weight"], weights[name + "mlp.c_proj.bias"])
+def layers(W, tower):
+    """Names of a tower's layers, in order."""
+    start = tower + "transformer.resblocks."
+    count = len({name[len(start):].split(".")[0] for name in W if name.startswith(start)})
+    return [f"{start}{i}." for i in range(count)]
 
 
-def layers(weights, name):
-    return len({n.split("resblocks.")[1].split(".")[0] for n in weights if n.startswith(name)})
+def G_l(W, t, ends, deep=()):
+    """Text encoder: t (K, 77, w) -> g (K, d), unit length; deep: u (b, w) of layers 2, 3, ..."""
+    x = t + W["positional_embedding"]
+    later = torch.full((77, 77), -math.inf, dtype=x.dtype, device=x.device).triu(1)
+    for i, name in enumerate(layers(W, "")):
+        if 0 < i <= len(deep):                                      # From MaPLe: replaced anew
+            u = deep[i - 1]
+            x = torch.cat([x[:, :1], u.expand(len(x), -1, -1), x[:, 1 + len(u):]], dim=1)
+        x = layer(W, name, x, later)                                # no token sees a later one
+    x = norm(W, "ln_final.", x)[torch.arange(len(x)), ends]
+    return F.normalize(x @ W["text_projection"], dim=-1)
 
 
-def image_tower(weights, images, prompts=()):
-    """prompts: one (b, w_v) tensor for each prompted layer."""
-    x = F.conv2d(images, weights["visual.conv1.weight"], stride=weights["visual.conv1.weight"].shape[-1])
-    x = x.flatten(2).transpose(1, 2)
-    x = torch.cat([weights["visual.class_embedding"].expand(len(x), 1, -1), x], dim=1)
-    x = x + weights["visual.positional_embedding"]
-    if prompts:
-        x = torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1)
-    x = norm(weights, "visual.ln_pre.", x)
-    for i in range(layers(weights, "visual.transformer.resblocks.")):
-        if 0 < i < len(prompts):
-            x = torch.cat([x[:, :-len(prompts[i])], prompts[i].expand(len(x), -1, -1)], dim=1)
-        x = block(weights, f"visual.transformer.resblocks.{i}.", x)
-    return F.normalize(norm(weights, "visual.ln_post.", x)[:, 0] @ weights["visual.proj"], dim=-1)
+def G_v(W, x, v=()):
+    """Image encoder: x (N, 3, res, res) -> z (N, d), unit length; v (b, w_v) of layers 1, 2, ..."""
+    f = visual_prompt(W, x, v[0] if len(v) else None)
+    f = norm(W, "visual.ln_pre.", f)
+    for i, name in enumerate(layers(W, "visual.")):
+        if 0 < i < len(v):                                          # From MaPLe: replaced anew
+            f = torch.cat([f[:, :-len(v[i])], v[i].expand(len(f), -1, -1)], dim=1)
+        f = layer(W, name, f)
+    return F.normalize(norm(W, "visual.ln_post.", f)[:, 0] @ W["visual.proj"], dim=-1)
 
 
-def text_tower(weights, embedded, ends, deep=()):
-    """embedded (N, 77, w) token vectors; ends (N,) end positions; deep: (b, w) tensors for layers 1, 2, ..."""
-    x = embedded + weights["positional_embedding"]
-    mask = torch.full((77, 77), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
-    for i in range(layers(weights, "transformer.resblocks.")):
-        if 0 < i <= len(deep):
-            b = len(deep[i - 1])
-            x = torch.cat([x[:, :1], deep[i - 1].expand(len(x), -1, -1), x[:, 1 + b:]], dim=1)
-        x = block(weights, f"transformer.resblocks.{i}.", x, mask)
-    x = norm(weights, "ln_final.", x)[torch.arange(len(x)), ends]
-    return F.normalize(x @ weights["text_projection"], dim=-1)
+# Sec. 3.1: three learners, P -> z (N, d) and g (K, d) ------------------------------------------
+
+def coop(W, P, template, names, x):
+    return G_v(W, x), G_l(W, *text_prompts(W, template, names, P["ctx"]))
 
 
-def forward(learner, images):
-    """(logits, z, g) of a CoOp, CoCoOp or MaPLe learner, as its own forward gives them."""
-    weights = dict(learner.clip.named_parameters())
-    names = [n.replace("_", " ") for n in learner.classnames]
-    tokens = clip_model.tokenize([f"{learner.start} {n}." for n in names]).to(images.device)
-    ends = tokens.argmax(dim=1)
-    embedded = weights["token_embedding.weight"][tokens]                                # (K, 77, w)
-    method, b = type(learner).__name__, learner.n_learned
+def cocoop(W, P, template, names, x):
+    """Each image has prompts of its own, u + h(z), and so g is (N, K, d)."""
+    z = G_v(W, x)
+    h = linear(P, "meta_net.linear2.", F.relu(linear(P, "meta_net.linear1.", z)))       # (N, w)
+    g = [G_l(W, *text_prompts(W, template, names, P["ctx"] + h_n)) for h_n in h]
+    return z, torch.stack(g)
 
-    def with_context(ctx):                                                              # (b, w) or (K, b, w)
-        ctx = ctx.expand(len(embedded), -1, -1)
-        return torch.cat([embedded[:, :1], ctx, embedded[:, 1 + b:]], dim=1)
 
-    if method == "MaPLe":
-        deep = list(learner.compound_prompts_text)
-        visual = [learner.proj(learner.ctx)]
-        visual += [project(u) for project, u in zip(learner.compound_prompt_projections, deep)]
-        z = image_tower(weights, images, visual)
-        g = text_tower(weights, with_context(learner.ctx), ends, deep)
-    elif method == "CoCoOp":
-        z = image_tower(weights, images)
-        shifts = learner.meta_net.linear2(F.relu(learner.meta_net.linear1(z)))
-        g = torch.stack([text_tower(weights, with_context(learner.ctx + shift), ends) for shift in shifts])
-        logits = torch.stack([z[i] @ g[i].T for i in range(len(z))]) * weights["logit_scale"].exp()
-        return logits, z, g
-    else:
-        z = image_tower(weights, images)
-        g = text_tower(weights, with_context(learner.ctx), ends)
-    return z @ g.T * weights["logit_scale"].exp(), z, g
+def maple(W, P, template, names, x):
+    """Tokens in both towers and in J layers; the visual ones are projections, v = F(u)."""
+    deep = range(sum(name.startswith("compound_prompts_text.") for name in P))
+    u = [P["ctx"], *(P[f"compound_prompts_text.{j}"] for j in deep)]                    # (b, w)
+    v = [linear(P, "proj.", u[0]),
+         *(linear(P, f"compound_prompt_projections.{j}.", u[1 + j]) for j in deep)]     # (b, w_v)
+    return G_v(W, x, v), G_l(W, *text_prompts(W, template, names, u[0]), u[1:])
+
+
+# Eqs. (1), (5)-(7), one image n and one pair of classes i, j at a time -------------------------
+
+def p_soft(z, g, lam):
+    """Eq. (1) for one image: z (d,), g (K, d) -> K probabilities."""
+    e = torch.exp(g @ z / lam)
+    return e / e.sum()
+
+
+def L_CLIP(z, g, y, lam):
+    """Below Eq. (7), with the logarithm that the print lacks; g (N, K, d): each image's texts."""
+    N = len(z)
+    return -sum(torch.log(p_soft(z[n], g[n], lam)[y[n]]) for n in range(N)) / N
+
+
+def L_LC(g, E_W=1.0):
+    """Eq. (5) for one set of texts g (K, d), its mean over the K (K - 1) ordered pairs."""
+    K = len(g)
+    mu = -1 / (K - 1)
+    pairs = [(i, j) for i in range(K) for j in range(K) if i != j]
+    return sum((g[i] @ g[j] - E_W * mu) ** 2 for i, j in pairs) / len(pairs)
+
+
+def L_MI(z, g, y, E_W=1.0, E_H=1.0):
+    """Eq. (6), its mean over the batch."""
+    N = len(z)
+    return sum((z[n] @ g[n, y[n]] - math.sqrt(E_W * E_H)) ** 2 for n in range(N)) / N
+
+
+def L(z, g, y, lam, w1=0.3, w2=0.8, E_W=1.0, E_H=1.0):
+    """Eq. (7) -> loss, L_CLIP, L_LC, L_MI; the features' lengths meet E_W and E_H exactly."""
+    N = len(z)
+    g = g.expand(N, *g.shape[-2:])                                  # (N, K, d)
+    l_clip = L_CLIP(z, g, y, lam)
+    z, g = math.sqrt(E_H) * z, math.sqrt(E_W) * g
+    l_lc = sum(L_LC(g[n], E_W) for n in range(N)) / N
+    l_mi = L_MI(z, g, y, E_W, E_H)
+    return l_clip + w1 * l_lc + w2 * l_mi, l_clip, l_lc, l_mi
+
+
+@torch.no_grad()
+def sgd_step(P, gradients, speed, lr):
+    """SGD, Sec. 5, with MaPLe's momentum 0.9 and weight decay 5e-4; changes P and speed."""
+    for name, gradient in zip(P, gradients, strict=True):
+        speed[name] = 0.9 * speed.get(name, 0) + gradient + 5e-4 * P[name]
+        P[name] -= lr * speed[name]
+
+
+def forward(learner, x):
+    """A learner of prompts.py from its tensors alone -> logits (N, K), z, g as it returns them."""
+    W = dict(learner.clip.named_parameters())
+    P = {name: p for name, p in learner.named_parameters() if not name.startswith("clip.")}
+    method = {"CoOp": coop, "CoCoOp": cocoop, "MaPLe": maple}[type(learner).__name__]
+    z, g = method(W, P, learner.template, learner.classnames, x)
+    texts = g.expand(len(z), *g.shape[-2:])                             # each image's own
+    cosines = torch.stack([texts[n] @ z[n] for n in range(len(z))])
+    return cosines * W["logit_scale"].exp(), z, g
+
+
+def main():
+    import data
+    import prompts
+    torch.manual_seed(1)
+    dataset, clip = data.load("world"), clip_model.load("tiny")
+    names = dataset.classnames[:12]                                     # the base classes
+    pictures = data.Pictures(dataset, dataset.train[:384:96], data.transform(32, train=False))
+    x, y = torch.stack([image for image, _ in pictures]), [label for _, label in pictures]
+    learner = prompts.build("maple", clip, names, ctx_init="a photo of a")  # only its tensors
+    W, P = dict(clip.named_parameters()), prompts.trainable(learner)
+    lam, speed = torch.exp(-W["logit_scale"]), {}
+
+    t, ends = text_prompts(W, learner.template, names, P["ctx"])
+    f = visual_prompt(W, x, linear(P, "proj.", P["ctx"]))
+    z, g = maple(W, P, learner.template, names, x)
+    print(f"t_1 = {learner.show_prompt(names[0])}  learned u {tuple(P['ctx'].shape)}, "
+          f"{sum(p.numel() for p in P.values()):,} numbers in all")
+    print(f"t {tuple(t.shape)}  G_l -> g {tuple(g.shape)}  read at {ends.tolist()}")
+    print(f"x {tuple(x.shape)}  f {tuple(f.shape)}  G_v -> z {tuple(z.shape)}  y {y}")
+    print(f"Eq. (1) lambda {lam:.4f}, p_soft of the images' own classes "
+          + " ".join(f"{p_soft(z[n], g, lam)[k]:.4f}" for n, k in enumerate(y)))
+    for step in (1, 2):
+        z, g = maple(W, P, learner.template, names, x)
+        loss, l_clip, l_lc, l_mi = L(z, g, y, lam)
+        print(f"step {step}, Eq. (7): L {loss:.4f} = L_CLIP {l_clip:.4f} + 0.3 L_LC {l_lc:.4f} "
+              f"+ 0.8 L_MI {l_mi:.4f}")
+        sgd_step(P, torch.autograd.grad(loss, list(P.values())), speed, lr=0.0035)
+
+
+if __name__ == "__main__":
+    main()
