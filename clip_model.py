@@ -18,6 +18,7 @@ import gzip
 import hashlib
 import html
 import http.client
+import io
 import math
 import os
 import urllib.error
@@ -350,6 +351,23 @@ def _read_state_dict(path):
 def shorten(text, most=120):
     """What came from outside, on its way into an error line."""
     return text if len(text) <= most else text[:most - 3] + "..."
+
+
+def saved(content):
+    """What torch.save would write, as bytes."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def checksum(tensors):
+    """SHA-256 over named tensors: names, types, shapes and bytes, in order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def sha256(path):

@@ -27,15 +27,18 @@ import os
 import random
 import re
 import secrets
+import signal
 import sys
 import tempfile
 import unicodedata
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import torch
 import torchvision
+from filelock import FileLock  # torch itself depends on it
 from PIL import Image, ImageOps
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
@@ -151,6 +154,13 @@ def select(items, labels):
     return [(name, new[label]) for name, label in items if label in new]
 
 
+def test_subset(items, n, seed):
+    """At most n test items a class, drawn by seed, in the order given."""
+    rng, groups = random.Random(seed), by_label(labels_of(items))
+    kept = {i for group in groups.values() for i in rng.sample(group, min(n, len(group)))}
+    return [item for i, item in enumerate(items) if i in kept]
+
+
 def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None):
     """The images to train on, labels counted within `labels`: a few-shot draw made long-tailed.
 
@@ -214,6 +224,20 @@ class Pictures(torch.utils.data.Dataset):
         return self.transform(self.dataset.open(name)), label
 
 
+class TrainingPictures(Pictures):
+    """The same under random views; an index is (epoch, place in the list)."""
+
+    def __init__(self, dataset, items, transform, seed):
+        super().__init__(dataset, items, transform)
+        self.seed = seed
+
+    def __getitem__(self, index):
+        epoch, i = index
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, i))
+            return super().__getitem__(i)
+
+
 def batches(dataset, items, resolution, device, batch_size=100):
     """DataLoader over (images (B, 3, res, res), labels (B,)) in order, test transform.
 
@@ -225,16 +249,32 @@ def batches(dataset, items, resolution, device, batch_size=100):
     return _loader(Pictures(dataset, items, view), device, batch_size=batch_size)
 
 
-def training_batches(dataset, items, resolution, device, batch_size):
-    """The same for training: in random order, randomly cropped and flipped.
+def steps(num_items, batch_size):
+    """Steps of an epoch. From CoOp: a small last batch is dropped, unless it is the only one."""
+    return max(1, num_items // batch_size)
 
-    From CoOp: no small last batch, unless it is the only one. ValueError without any item.
+
+def training_batches(dataset, items, resolution, device, batch_size, epochs, seed, start=0):
+    """DataLoader over the batches of a whole training, from step `start` on: images, labels.
+
+    The order of an epoch comes from seed and epoch, the crop and flip of an image from seed, epoch
+    and its place in the list: nothing depends on the number of workers or on what came before, so
+    a killed run goes on as if nothing had happened.
     """
-    if not items:
-        raise ValueError(f"{dataset.name}: there is no picture to train on")
     view = transform(resolution, train=True, crop_scale=dataset.crop_scale)
-    return _loader(Pictures(dataset, items, view), device, batch_size=batch_size, shuffle=True,
-                   drop_last=len(items) >= batch_size)
+    plan = []
+    for epoch in range(epochs):
+        generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+        order = torch.randperm(len(items), generator=generator).tolist()
+        for step in range(steps(len(items), batch_size)):
+            chosen = order[step * batch_size:(step + 1) * batch_size]
+            plan.append([(epoch, i) for i in chosen])
+    return _loader(TrainingPictures(dataset, items, view, seed), device, batch_sampler=plan[start:])
+
+
+def mixed_seed(*numbers):
+    """One seed of 32 bits, all that torch's generators see, from several numbers."""
+    return zlib.crc32(" ".join(map(str, numbers)).encode())
 
 
 def _loader(images, device, **options):
@@ -564,6 +604,11 @@ def save_split(path, classnames, parts):
 
 
 # Loading ------------------------------------------------------------------------------------------
+
+def short_name(name):
+    """The name of a dataset, or of the folder that one is: what run folders are called by."""
+    return name if name in NAMES else Path(name).expanduser().resolve().name
+
 
 def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     """A Dataset by its name in NAMES, or from the path of a folder with a sub-folder a class.
@@ -965,16 +1010,36 @@ seed = whole(0, 2 ** 32 - 1)        # torch's generators see the lowest 32 bits 
 
 
 def exit_code(job, interrupted="interrupted; nothing unfinished was kept"):
-    """Run a script's job; a failure becomes one line -> 0, 2 (refused), 130 (Ctrl-C)."""
+    """Run a script's job; a failure becomes one line.
+
+    -> what the job answers, or 0; 2 where it is refused; 130 for Ctrl-C, 143 for SIGTERM
+    """
+    code = [130]
+
+    def stop(*_):
+        code[0] = 143
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):               # only a main thread may set it
+        signal.signal(signal.SIGTERM, stop)
     try:
-        job()
+        return job() or 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
-        return 130
-    return 0
+        return code[0]
+
+
+@contextlib.contextmanager
+def alone(path):
+    """Hold a file that several processes may want to make: the others wait, then find it there."""
+    lock = path.with_name(f".{path.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        yield
+    lock.unlink(missing_ok=True)
 
 
 # The command line ---------------------------------------------------------------------------------

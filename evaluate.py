@@ -10,6 +10,7 @@ against novel, as the originals have it; Table 1 has the harmonic mean of both. 
 Definitions 2 and 3, L_LC's two parts and the three collapses of Sec. 3.2.
 """
 import csv
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -28,6 +29,12 @@ TASKS = {                       # --task: the paper's targets where --targets na
     "domain-generalization": ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"],
 }
 MANY, FEW = 8, 2    # Open point: many-shot has at least 8 training images, few-shot at most 2
+SETTINGS = {                    # what prompts.pt must say of its run, and in which form
+    "method": str, "backbone": str, "n_ctx": (int, type(None)), "ctx_init": (str, type(None)),
+    "prompt_depth": (int, type(None)), "dataset": str, "data_root": str, "classes": str,
+    "trained_classes": list, "class_counts": list, "draw_seed": int, "label": str,
+    "classnames_file": (str, type(None)),
+}
 OF_TEXTS = ("delta_lcd", "lcd_rms", "lc_shared", "lc_unequal")      # measured on texts alone
 
 
@@ -44,29 +51,83 @@ def image_features(learner, batches, show=None):
     return torch.cat(z), torch.cat(y).to(device)
 
 
+class FrozenFeatures:
+    """z of a dataset's test images in the frozen image tower, made once for all that share it.
+
+    folder  where they are kept from run to run if the pictures lie on disk, under a name of all
+            that they depend on: weights, preprocessing, precision, device, pictures. A file that
+            is damaged or of other pictures is made anew.
+    """
+
+    def __init__(self, dataset, folder=None):
+        self.dataset, self.folder, self.z = dataset, folder, None
+
+    def of(self, learner, labels, show=None):
+        """z (N, d) and y (N,) of the test images of some classes."""
+        if self.z is None:
+            self.z = self.kept(learner, show) if self.folder and not self.dataset.embedded else (
+                self.made(learner, show))
+        new = {label: k for k, label in enumerate(labels)}
+        rows = [i for i, (_, label) in enumerate(self.dataset.test) if label in new]
+        y = [new[self.dataset.test[i][1]] for i in rows]
+        return self.z[rows], torch.tensor(y, device=self.z.device)
+
+    def made(self, learner, show):
+        clip = learner.clip
+        batches = data.batches(self.dataset, self.dataset.test, clip.visual.resolution,
+                               clip.logit_scale.device)
+        return image_features(learner, batches, show)[0]
+
+    def kept(self, learner, show):
+        path = self.folder / f"{self.dataset.name}-{self.fingerprint(learner.clip)}.pt"
+        with data.alone(path):
+            z = self.read(path)
+            if z is None:
+                z = self.made(learner, show).cpu()
+                content = {"z": z, "sha256": clip_model.checksum({"z": z})}
+                data.write(path, clip_model.saved(content))
+        return z.to(learner.clip.logit_scale.device)
+
+    def read(self, path):
+        """The features in a file, None where there is none to trust."""
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            z = saved["z"]
+            right = len(z) == len(self.dataset.test) and z.isfinite().all()
+            return z if right and clip_model.checksum({"z": z}) == saved["sha256"] else None
+        except Exception:                           # absent, cut off, or something else altogether
+            return None
+
+    def fingerprint(self, clip):
+        view = data.transform(clip.visual.resolution, train=False)
+        stats = [(name, self.dataset.path(name).stat()) for name, _ in self.dataset.test]
+        words = [str(view), str(clip.logit_scale.device.type), torch.__version__,
+                 clip_model.checksum(clip.visual.state_dict()),
+                 *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)]
+        return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
 def test_features(learner, dataset, labels, frozen, show=None):
-    """z, y of the test images of some classes.
+    """z (N, d), y (N,) of the test images of some classes.
 
     This decides that image features are shared: in a frozen image tower they are the same for all
-    learners, and zero-shot CLIP's serve CoOp and CoCoOp. `frozen` keeps them, {labels: (z, y)}.
+    learners, and zero-shot CLIP's serve CoOp and CoCoOp.
     """
-    key = tuple(labels)
-    if learner.frozen_images and key in frozen:
-        return frozen[key]
-    clip, items = learner.clip, data.select(dataset.test, labels)
-    batches = data.batches(dataset, items, clip.visual.resolution, clip.logit_scale.device)
-    found = image_features(learner, batches, show)
     if learner.frozen_images:
-        frozen[key] = found
-    return found
+        return frozen.of(learner, labels, show)
+    batches = data.batches(dataset, data.select(dataset.test, labels),
+                           learner.clip.visual.resolution, learner.clip.logit_scale.device)
+    return image_features(learner, batches, show)
 
 
 def score(learner, dataset, labels, frozen, show=None):
     """A learner on the test images of some classes -> what measure() returns.
 
     labels  the classes, as labels of the dataset; they become the learner's
-    frozen  a dict of the caller's, see test_features
+    frozen  FrozenFeatures of the dataset
     """
+    if not data.select(dataset.test, labels):
+        raise ValueError(f"{dataset.name}: none of the classes to evaluate has a test picture")
     learner.set_classes([dataset.classnames[k] for k in labels])
     return measure(learner, *test_features(learner, dataset, labels, frozen, show))
 
@@ -126,6 +187,36 @@ def recalls(labels, predictions, K):
 
 # A finished run --------------------------------------------------------------------------------
 
+def read_prompts(folder, learner=None):
+    """A run's prompts.pt -> its settings; its learned tensors go into the learner, if one is given.
+
+    Raises ValueError where it is not what train.py writes, where a tensor is not finite, or where
+    the tensors are not those that result.json was measured with.
+    """
+    path = folder / "prompts.pt"
+    try:
+        run = torch.load(path, map_location="cpu", weights_only=True)
+        learned, settings = run["learned"], run["settings"]
+        for name, kinds in SETTINGS.items():
+            if not isinstance(settings[name], kinds):
+                raise TypeError(f"{name} is {str(settings[name])[:40]!r}")
+        for name, tensor in learned.items():
+            if tensor.dtype != torch.float32 or tensor.layout != torch.strided:
+                raise TypeError(f"{str(name)[:40]} is no dense float32 tensor")
+            if not tensor.isfinite().all():
+                raise ValueError(f"{str(name)[:40]} is not finite")
+        kept = json.loads((folder / "result.json").read_text(encoding="utf-8")) if (
+            folder / "result.json").is_file() else {}
+        if kept.get("prompts_sha256") not in (None, clip_model.checksum(learned)):
+            raise ValueError("its tensors are not those that result.json was measured with")
+    except Exception as error:                      # a damaged file raises any of a dozen types
+        raise ValueError(f"{path}: not a run's learned tensors ({str(error)[:120]}); train again"
+                         ) from error
+    if learner is not None:
+        prompts.load_trainable(learner, learned)
+    return settings
+
+
 def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
     """-> learner with the run's learned tensors, and the settings that train.py saved beside them.
 
@@ -135,18 +226,13 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
     if not (folder / "result.json").is_file() or not (folder / "prompts.pt").is_file():
         raise FileNotFoundError(f"{folder} is no finished run: expected result.json and prompts.pt "
                                 "in it, as train.py leaves them")
-    try:
-        run = torch.load(folder / "prompts.pt", map_location="cpu", weights_only=True)
-        settings, learned = run["settings"], run["learned"]
-        classnames, backbone = classnames or settings["trained_classes"], settings["backbone"]
-    except Exception as error:
-        raise ValueError(f"{folder / 'prompts.pt'}: not a run's learned tensors "
-                         f"({type(error).__name__}); train again") from error
-    clip = clip_model.load(backbone, device, dtype)
-    learner = prompts.build(settings["method"], clip, classnames, n_ctx=settings["n_ctx"],
-                            ctx_init=settings["ctx_init"], prompt_depth=settings["prompt_depth"],
+    settings = read_prompts(folder)
+    clip = clip_model.load(settings["backbone"], device, dtype)
+    learner = prompts.build(settings["method"], clip, classnames or settings["trained_classes"],
+                            n_ctx=settings["n_ctx"], ctx_init=settings["ctx_init"],
+                            prompt_depth=settings["prompt_depth"],
                             class_specific=settings.get("class_specific", False))
-    prompts.load_trainable(learner, learned)
+    read_prompts(folder, learner)
     return learner, settings
 
 
@@ -190,7 +276,7 @@ def evaluate_classes(learner, dataset, labels, trained, out, frozen):
 
     labels   the classes, as labels of the dataset
     trained  training images of each of them in the run, for the groups many, medium and few
-    frozen   a dict of the caller's, see test_features
+    frozen   FrozenFeatures of the dataset
     """
     names, items = [dataset.classnames[k] for k in labels], data.select(dataset.test, labels)
     result, probabilities = score(learner, dataset, labels, frozen, "test images")
@@ -251,10 +337,10 @@ def show_collapse(results):
     print(table(rows))
 
 
-def base_to_novel(learner, settings, dataset, parts, out):
+def base_to_novel(learner, settings, dataset, parts, out, frozen):
     """Table 1 for one run -> {"base": ..., "novel": ..., "harmonic_mean"} or {"all": ...}."""
     K, n = len(dataset.classnames), settings["class_counts"]
-    trained, frozen = n + [0] * (K - len(n)), {}
+    trained = n + [0] * (K - len(n))
     results = {part: evaluate_classes(learner, dataset, labels, [trained[k] for k in labels],
                                       out / part, frozen)
                for part, labels in parts.items()}
@@ -282,7 +368,7 @@ def transfer(learner, settings, targets, data_root, out):
     results = {}
     for target, dataset in datasets.items():
         data.check_pictures(dataset, dataset.test, decode=False)
-        labels, frozen = list(range(len(dataset.classnames))), {}
+        labels, frozen = list(range(len(dataset.classnames))), FrozenFeatures(dataset)
         trained = [counts.get(name, 0) for name in dataset.classnames]
         plain = prompts.build("zeroshot", learner.clip, dataset.classnames,
                               ctx_init=dataset.template)
@@ -328,7 +414,12 @@ def add_machine_arguments(add, data_root="data"):
 def parse(argv=None):
     p = data.Parser(description="Evaluate a finished run. It never trains.")
     add = p.add_argument
-    add("run", type=Path, help="folder that train.py made")
+    add("run", type=Path, nargs="+", help="folder that train.py made; with --table several, or "
+                                          "folders of them")
+    add("--table", type=int, choices=[1, 2, 3, 4],
+        help="the paper's table from these runs, the printed values beside it")
+    add("--format", choices=["text", "markdown", "csv"], default="text",
+        help="of the table (%(default)s)")
     add("--classes", choices=["base", "novel", "all"],
         help="these only (base and novel, or all where the run was trained on all)")
     add("--task", choices=TASKS, default="base-to-novel",
@@ -337,13 +428,16 @@ def parse(argv=None):
     add("--image", nargs="+", metavar="FILE", help="classify these pictures instead")
     add("--classnames", metavar="FILE",
         help="with --image: class names, one a line, also ones never trained (the run's)")
-    add("--out", type=Path, help="folder for the CSV files (evaluation/ in the run's folder)")
+    add("--out", type=Path, help="folder for the CSV files (evaluation/ in the run's folder); with "
+                                 "--table a file (printed)")
     add_machine_arguments(add, data_root=None)
     return p.parse_args(argv)
 
 
 def check(args):
     """Refuse options that do not go together."""
+    if len(args.run) > 1 and not args.table:
+        raise ValueError("several runs go with --table; evaluate them one by one otherwise")
     if args.classnames and not args.image:
         raise ValueError("--classnames goes with --image; a dataset has its own class names")
     if args.targets and args.task == "base-to-novel":
@@ -375,6 +469,10 @@ def tested_classes(dataset, settings, which, folder):
 
 def run(args):
     check(args)
+    if args.table:
+        from assets import tables
+        return tables.show_table(args.table, args.run, args.format, args.out)
+    args.run, = args.run
     names = read_classnames(args.classnames) if args.classnames else None
     device, dtype = clip_model.pick_device(args.device), getattr(torch, args.precision)
     learner, settings = load_run(args.run, device, dtype, names)
@@ -383,13 +481,18 @@ def run(args):
         for path, answer in zip(args.image, classify(learner, args.image), strict=True):
             words = [f"{name.replace('_', ' ')} {100 * p:.1f} %" for name, p in answer]
             print(f"{path}: {', '.join(words)}")
-        return
+        return None
     facts = {}
     if args.task == "base-to-novel":
         dataset = load_dataset(args.run, settings, data_root)
+        if settings.get("test_images"):
+            dataset.test = data.test_subset(dataset.test, settings["test_images"],
+                                            settings["draw_seed"])
+            dataset.split += f"; a subset, {settings['test_images']} test images a class"
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
         parts = tested_classes(dataset, settings, args.classes, args.run)
-        results = base_to_novel(learner, settings, dataset, parts, out)
+        frozen = FrozenFeatures(dataset, args.run.parent / "features")
+        results = base_to_novel(learner, settings, dataset, parts, out, frozen)
         facts = {"split": dataset.split, "official_split": dataset.official_split}
     else:
         asked = args.targets or TASKS[args.task]
@@ -399,6 +502,7 @@ def run(args):
         "run": str(args.run), "task": args.task, "label": settings["label"], **facts,
         "results": results}, indent=1))
     print(f"per-class recall, predictions and confusion: {out}")
+    return None
 
 
 def main(argv=None):

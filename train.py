@@ -3,26 +3,31 @@
     python train.py                                   # MaPLe + NPT, tau = 0.01, the embedded world
     python train.py --method maple --npt --tau 0.01 --dataset eurosat       # on the real thing
     python train.py --method cocoop --tau 0.05 --dataset path/to/folder     # a folder of one's own
+    python train.py --method cocoop maple --npt off on --tau 1 0.01 --seed 1 2      # 16 runs
 
 Trains on the base classes (Sec. 5.1), evaluates zero-shot CLIP and the tuned prompts on base and on
 novel classes, and leaves a folder: prompts.pt (the learned tensors), log.csv (every step),
-drawn.csv (the training images), run.json (all settings), result.json.
+drawn.csv (the training images), run.json (all settings), result.json, written last. The same
+command goes on where it was killed, and skips what is finished.
 
-From top to bottom: run (the whole job), train (Eq. (7) and SGD), what is said and kept of a run,
-the settings and their refusals, the command line.
+From top to bottom: run (the whole job), train (Eq. (7) and SGD), the log and how a killed run goes
+on, run folders, what is said, the settings, grids, the command line.
 """
 import argparse
+import contextlib
+import io
+import itertools
 import json
 import math
 import os
 import platform
-import shutil
 import sys
 import time
 from pathlib import Path
 
 import torch
 import torchvision
+from filelock import FileLock, Timeout  # torch itself depends on it
 from tqdm import tqdm
 
 import clip_model
@@ -45,19 +50,28 @@ OPTIMISER = {
 TRANSFER = {"cocoop": {"epochs": 2, "lr": 0.0026}, "maple": {"epochs": 2, "lr": 0.0026}}
 WARM_UP_LR = 1e-5                       # From CoOp: the first epoch is constant
 TERMS = ("loss", "l_clip", "l_lc", "l_mi")
+AXES = ("method", "npt", "tau", "dataset", "seed", "w1", "w2", "lr")    # may have several values
+FILES = ("result.json", "run.json", "drawn.csv", "log.csv", "prompts.pt", "state.pt")
+LOCK = ".lock"
+PLACES = ("data_root", "device")        # may differ when a run goes on
+READ_STEPS, SAVE_SECONDS = 20, 10.0     # how often terms are read and the state is kept
 
 
 def run(args):
-    """The whole job -> the contents of result.json."""
+    """The whole job, or what a killed one left to do -> the contents of result.json."""
     started = time.time()
-    check(args)
     dataset = data.load(args.dataset, args.data_root, classnames=args.classnames_file,
                         seed=args.draw_seed)
     settle(args, dataset)
+    if args.test_images:
+        dataset.test = data.test_subset(dataset.test, args.test_images, args.draw_seed)
+        dataset.split += f"; tested on a subset, {args.test_images} images a class"
     trained, items, n = training_set(dataset, args)                             # Sec. 5
     parts = tested_classes(dataset, args)
     names = [dataset.classnames[k] for k in trained]
-    out, folder = run_folder(args, dataset)
+    settings = describe(args, names, n)
+    if finished(args, dataset, settings):
+        return read_json(args.out / "result.json")
     data.check_pictures(dataset, items)
     data.check_pictures(dataset, dataset.test, decode=dataset.exif)
 
@@ -65,34 +79,28 @@ def run(args):
     clip = clip_model.load(args.backbone, device, getattr(torch, args.precision))
     torch.manual_seed(args.seed)
     learner = prompts.build(args.method, clip, names, **learner_settings(args))
-    args.prompt_depth = getattr(learner, "prompt_depth", None)
-    settings = describe(args, names, n)
+    settings["prompt_depth"] = getattr(learner, "prompt_depth", None)
     announce(learner, dataset, settings)
-    folder.mkdir(parents=True)
 
-    # Zero-shot CLIP first: it shows at once whether pictures, names and labels fit together
-    plain = prompts.build("zeroshot", clip, names, ctx_init=dataset.template)
-    frozen, zeroshot, tuned = {}, {}, {}
-    for part, labels in parts.items():
-        zeroshot[part], _ = evaluate.score(plain, dataset, labels, frozen, f"zero-shot, {part}")
-        warn_near_chance(plain, part, zeroshot[part]["accuracy"])
-    if args.method != "zeroshot":
-        data.write_csv(folder / "drawn.csv", [("picture", "class"),
-                                              *((name, names[k]) for name, k in items)])
-        warn_collapsed(train(learner, dataset, items, args, folder), len(names))
-    save_prompts(folder, learner, settings)
-    for part, labels in parts.items():
-        tuned[part], _ = evaluate.score(learner, dataset, labels, frozen, f"tuned, {part}")
-
-    result = result_of(settings, dataset, tuned, zeroshot)
-    learner.set_classes(names)
-    facts = {**settings, **circumstances(learner, dataset),
-             "seconds": round(time.time() - started, 1)}
-    data.write(folder / "run.json", json.dumps(facts, indent=1, default=str))
-    data.write(folder / "result.json", json.dumps(result, indent=1))
-    os.replace(folder, out)
+    with claim(args, dataset, settings) as folder:
+        write_json(folder / "run.json", {**settings, **circumstances(learner, dataset)})
+        # Zero-shot CLIP first: it shows at once whether pictures, names and labels fit together
+        plain = prompts.build("zeroshot", clip, names, ctx_init=dataset.template)
+        frozen = evaluate.FrozenFeatures(dataset, folder.parent / "features")
+        zeroshot, tuned = {}, {}
+        for part, labels in parts.items():
+            zeroshot[part], _ = evaluate.score(plain, dataset, labels, frozen, f"zero-shot, {part}")
+            warn_near_chance(plain, part, zeroshot[part]["accuracy"])
+        if not (folder / "prompts.pt").is_file():
+            warn_collapsed(train(learner, dataset, items, args, folder), len(names))
+            save_prompts(folder, learner, settings)
+        evaluate.read_prompts(folder, learner)
+        for part, labels in parts.items():
+            tuned[part], _ = evaluate.score(learner, dataset, labels, frozen, f"tuned, {part}")
+        result = result_of(settings, dataset, learner, tuned, zeroshot)
+        write_json(folder / "result.json", result)
     report(result, settings["label"])
-    print(f"{facts['seconds']:.0f} s; saved in {out}")
+    print(f"{time.time() - started:.0f} s; saved in {folder}")
     return result
 
 
@@ -133,71 +141,233 @@ def learning_rate(epoch, epochs, lr):
 def train(learner, dataset, items, args, folder):
     """SGD on Eq. (7) over the items [(picture, label)]; every step's terms go to folder/log.csv.
 
-    Returns the mean of L_CLIP over the last epoch. Raises ValueError where a term is not finite,
-    with its name and step.
+    Returns the mean of L_CLIP over the last epoch, nan where nothing is learned. Raises ValueError
+    where a term is not finite, with its name and step.
     """
-    clip, device = learner.clip, learner.clip.logit_scale.device
-    batches = data.training_batches(dataset, items, clip.visual.resolution, device, args.batch_size)
     learned = prompts.trainable(learner)
+    if not learned:
+        return math.nan
+    data.write_csv(folder / "drawn.csv", [("picture", "class"), *(
+        (name, dataset.classnames[label]) for name, label in items)])
+    clip, device = learner.clip, learner.clip.logit_scale.device
     optimizer = torch.optim.SGD(learned.values(), lr=args.lr, momentum=0.9, weight_decay=5e-4)
-    log = Log(folder / "log.csv", args.epochs * len(batches))
+    log = Log(folder, learned, optimizer, args, data.steps(len(items), args.batch_size))
+    batches = data.training_batches(dataset, items, clip.visual.resolution, device,
+                                    args.batch_size, args.epochs, args.seed, start=log.step)
     learner.train()
-    for epoch in range(args.epochs):
-        rate = optimizer.param_groups[0]["lr"] = learning_rate(epoch, args.epochs, args.lr)
-        for images, y in batches:
-            images, y = images.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            logits, z, g = learner(images)                                      # Eq. (1)
-            loss, terms = losses.npt_loss(logits, z, g, y, w1=args.w1, w2=args.w2, E_W=args.ew,
-                                          E_H=args.eh, reduction=args.reduction)        # Eq. (7)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            log.add(epoch, rate, loss, terms)
-    log.read()
-    log.write()
-    if not all(p.isfinite().all() for p in learned.values()):
-        raise ValueError(f"the learned tokens are no longer finite after the last step, "
-                         f"{len(log.rows)}: try a smaller --lr")
+    for images, y in batches:
+        images, y = images.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        optimizer.param_groups[0]["lr"] = learning_rate(log.epoch, args.epochs, args.lr)
+        logits, z, g = learner(images)                                          # Eq. (1)
+        loss, terms = losses.npt_loss(logits, z, g, y, w1=args.w1, w2=args.w2, E_W=args.ew,
+                                      E_H=args.eh, reduction=args.reduction)    # Eq. (7)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        log.add(loss, terms)
+    log.close()
     learner.eval()
     return log.last_epoch_mean("l_clip")
 
 
 class Log:
-    """Every step's terms: log.csv, the progress bar, and a stop at the first that is not finite."""
+    """Every step's terms, and with them all that a killed run needs to go on bit for bit.
 
-    def __init__(self, path, steps):
-        self.path, self.rows, self.waiting = path, [], []
-        self.bar = tqdm(total=steps, desc="training", unit="step", mininterval=0.5)
+    A step depends on the learned tensors, the momentum and its number alone (the batches are drawn
+    from seed and step), so state.pt holds these and the terms so far. log.csv is written from them.
+    Stops where a term is not finite.
+    """
 
-    def add(self, epoch, rate, loss, terms):
+    def __init__(self, folder, learned, optimizer, args, steps_an_epoch):
+        self.folder, self.learned, self.optimizer = folder, learned, optimizer
+        self.rates = [learning_rate(e, args.epochs, args.lr) for e in range(args.epochs)]
+        self.steps_an_epoch, self.rows, self.waiting = steps_an_epoch, [], []
+        self.restore()
+        self.saved = time.monotonic()
+        self.bar = tqdm(total=args.epochs * steps_an_epoch, initial=self.step, desc="training",
+                        unit="step", mininterval=0.5, disable=args.quiet)
+
+    @property
+    def step(self):
+        """Steps taken so far."""
+        return len(self.rows) + len(self.waiting)
+
+    @property
+    def epoch(self):
+        return self.step // self.steps_an_epoch
+
+    def add(self, loss, terms):
         values = torch.stack([loss.detach(), *(terms[name] for name in TERMS[1:])])
-        self.waiting.append((epoch, rate, values))      # on the device: reading makes a GPU wait
+        self.waiting.append(values)                     # on the device: reading makes a GPU wait
         self.bar.update()
-        if len(self.waiting) == 20:
+        if len(self.waiting) == READ_STEPS or time.monotonic() > self.saved + SAVE_SECONDS:
             self.read()
+        if time.monotonic() > self.saved + SAVE_SECONDS:
+            self.save()
 
     def read(self):
         """Fetch what waits on the device, and stop where a term is not finite."""
         waiting, self.waiting = self.waiting, []
-        for epoch, rate, values in waiting:
-            row = dict(zip(TERMS, values.tolist(), strict=True))
-            self.rows.append({"epoch": epoch, "step": len(self.rows) + 1, "lr": rate, **row})
+        for values in waiting:
+            self.rows.append(values.tolist())
+            row = dict(zip(TERMS, self.rows[-1], strict=True))
             for name in TERMS[::-1]:                            # the terms first, then their sum
                 if not math.isfinite(row[name]):
                     self.write()
-                    raise ValueError(f"{name} became {row[name]} at step {len(self.rows)}, epoch "
-                                     f"{epoch}: try a smaller --lr, or --precision bfloat16 or "
-                                     "float32 in place of float16")
+                    raise ValueError(f"{name} became {row[name]} at step {self.step}, epoch "
+                                     f"{(self.step - 1) // self.steps_an_epoch}: try a smaller "
+                                     "--lr, or --precision bfloat16 or float32 in place of float16")
+
+    def save(self):
+        content = {"learned": dict(self.learned), "optimizer": self.optimizer.state_dict(),
+                   "rows": torch.tensor(self.rows, dtype=torch.float64)}
+        data.write(self.folder / "state.pt", clip_model.saved(content))
+        self.saved = time.monotonic()
+
+    def restore(self):
+        """Take up what a killed run had saved."""
+        path = self.folder / "state.pt"
+        if not path.is_file():
+            return
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.rows = content["rows"].tolist()
+            with torch.no_grad():
+                for name, p in self.learned.items():
+                    p.copy_(content["learned"][name])
+        except Exception as error:
+            raise ValueError(f"{path}: not the state of this run ({type(error).__name__}); delete "
+                             "it to train from the start") from error
+        print(f"goes on   after step {self.step}")
 
     def write(self):
         self.bar.close()
-        data.write_csv(self.path, [("epoch", "step", "lr", *TERMS), *(
-            (row["epoch"], row["step"], *(f"{row[name]:.6g}" for name in ("lr", *TERMS)))
-            for row in self.rows)])
+        rows = [(i // self.steps_an_epoch, i + 1, self.rates[i // self.steps_an_epoch], *row)
+                for i, row in enumerate(self.rows)]
+        data.write_csv(self.folder / "log.csv", [("epoch", "step", "lr", *TERMS), *(
+            (epoch, step, *(f"{value:.6g}" for value in row)) for epoch, step, *row in rows)])
+
+    def close(self):
+        self.read()
+        self.write()
+        if not all(p.isfinite().all() for p in self.learned.values()):
+            raise ValueError(f"the learned tokens are no longer finite after the last step, "
+                             f"{self.step}: try a smaller --lr")
 
     def last_epoch_mean(self, name):
-        last = [row[name] for row in self.rows if row["epoch"] == self.rows[-1]["epoch"]]
+        last = [row[TERMS.index(name)] for row in self.rows[-self.steps_an_epoch:]]
         return sum(last) / len(last)
+
+
+# Run folders -----------------------------------------------------------------------------------
+
+def look(folder, settings):
+    """What a folder holds of the run with these settings: "nothing", "a part" or "all".
+
+    Raises ValueError where it holds something else, and says what.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} must be a new or empty folder, it is a file: choose another")
+    names = os.listdir(folder) if folder.is_dir() else []
+    if all(name == LOCK or name.removesuffix(".part") in FILES[1:] for name in names):
+        return "nothing"
+    before = read_json(folder / "run.json") if "run.json" in names else None
+    if not isinstance(before, dict):
+        raise ValueError(f"{folder} must be a new or empty folder, it holds files: choose another "
+                         "--out")
+    now = dict(settings)
+    if now["prompt_depth"] is None:                         # not known before CLIP is loaded
+        now["prompt_depth"] = before.get("prompt_depth")
+    other = [name for name, value in now.items()
+             if name not in PLACES and before.get(name) != value]
+    kind = "a finished run" if "result.json" in names else "an unfinished run"
+    if other:
+        raise ValueError(f"{folder} holds {kind} with another --{other[0].replace('_', '-')} "
+                         f"({str(before.get(other[0]))[:60]}, now {str(now[other[0]])[:60]}): "
+                         "choose another --out")
+    return "all" if "result.json" in names else "a part"
+
+
+def places(args, dataset):
+    """The folders that a run may have: --out, or runs/<default name>, -2, -3, ..."""
+    if args.out:
+        return [args.out]
+    name = default_name(args, dataset.name)
+    return (Path("runs") / (name + (f"-{i}" if i > 1 else "")) for i in itertools.count(1))
+
+
+def default_name(args, dataset_name):
+    words = [dataset_name, args.method]
+    words += ["npt"] if args.npt else []
+    words += [f"tau{args.tau:g}"] if args.method != "zeroshot" else []
+    return "-".join([*words, f"seed{args.seed}", *args.more_name])
+
+
+def finished(args, dataset, settings):
+    """Whether a run of a grid is done; refuses an --out that can't become this run."""
+    if not args.out:
+        return False
+    if not args.out.name:
+        raise ValueError(f"--out {args.out} must name a new or empty folder: choose another")
+    held = look(args.out, settings)
+    if held == "all" and not args.in_grid:
+        raise ValueError(f"--out {args.out} holds a finished run: choose another, or delete it")
+    return held == "all"
+
+
+@contextlib.contextmanager
+def claim(args, dataset, settings):
+    """A run's folder, held by this process alone; the system frees it however the process ends.
+
+    Raises ValueError where the folder can't be had, Busy where another process works in it.
+    """
+    for folder in places(args, dataset):
+        try:
+            if look(folder, settings) == "all":
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / LOCK, blocking=False)
+            lock.acquire()
+            if look(folder, settings) != "all":                 # nobody finished it meanwhile
+                break
+            lock.release()
+        except Timeout:
+            if args.out:
+                raise Busy(f"{folder}: another process works on this run") from None
+        except PermissionError as error:
+            raise ValueError(f"{folder} can't be made ({error.strerror}): give --out") from None
+        except ValueError as error:
+            if args.out:
+                raise
+            print(f"note      {error}")
+    try:
+        yield folder
+    finally:
+        clean(folder)
+        lock.release()
+
+
+def clean(folder):
+    """Remove what a finished run no longer needs, or a folder in which nothing was begun."""
+    if (folder / "result.json").is_file():
+        for name in ("state.pt", *(f"{name}.part" for name in FILES), LOCK):
+            (folder / name).unlink(missing_ok=True)
+
+
+class Busy(ValueError):
+    """Another process works on this run."""
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: expected a file of a run ({error})") from None
+
+
+def write_json(path, content):
+    data.write(path, json.dumps(content, indent=1, allow_nan=False, default=str))
 
 
 # What is said of a run -------------------------------------------------------------------------
@@ -289,8 +459,9 @@ def report(result, label):
 def describe(args, names, n):
     """A run's settings, described once: prompts.pt and run.json hold them, result.json a part."""
     models = [*clip_model.MODELS, "tiny"]
-    return {**{name: value for name, value in vars(args).items() if name != "out"},
-            "backbone": full_path(args.backbone, models),
+    kept = {name: value for name, value in vars(args).items()
+            if name not in ("out", "quiet", "in_grid", "more_name")}
+    return {**kept, "backbone": full_path(args.backbone, models),
             "dataset": full_path(args.dataset, data.NAMES),
             "data_root": full_path(args.data_root, ()),
             "classnames_file": full_path(args.classnames_file, ()),
@@ -307,7 +478,8 @@ def full_path(name, known):
 
 def save_prompts(folder, learner, settings):
     learned = {name: p.detach().cpu() for name, p in prompts.trainable(learner).items()}
-    torch.save({"learned": learned, "settings": settings}, folder / "prompts.pt")
+    data.write(folder / "prompts.pt",
+               clip_model.saved({"learned": learned, "settings": settings}))
 
 
 def circumstances(learner, dataset):
@@ -320,13 +492,15 @@ def circumstances(learner, dataset):
                          "torchvision": torchvision.__version__}}
 
 
-def result_of(settings, dataset, tuned, zeroshot):
+def result_of(settings, dataset, learner, tuned, zeroshot):
     """The contents of result.json: what was run, and its numbers."""
     told = ("method", "npt", "tau", "seed", "draw_seed", "backbone", "precision", "classes",
-            "shots", "epochs", "batch_size", "lr", "w1", "w2", "reduction", "class_counts")
+            "shots", "epochs", "batch_size", "lr", "w1", "w2", "reduction", "test_images",
+            "class_counts")
     return {"dataset": dataset.name, **{name: settings[name] for name in told},
             "split": dataset.split, "official_split": dataset.official_split,
-            **summary(tuned), "zeroshot": summary(zeroshot)}
+            **summary(tuned), "zeroshot": summary(zeroshot),
+            "prompts_sha256": clip_model.checksum(prompts.trainable(learner))}
 
 
 def summary(measures):
@@ -345,29 +519,14 @@ def summary(measures):
     for part, prefix in (("base", ""), ("all", ""), ("novel", "novel_")):
         numbers |= {prefix + name: value for name, value in measures.get(part, {}).items()
                     if name != "accuracy"}
-    return {name: round(v, 6) if isinstance(v, float) else v for name, v in numbers.items()}
+    return {name: rounded(value) for name, value in numbers.items()}
 
 
-def run_folder(args, dataset):
-    """Where the run will stand when it is finished, and its .part folder, until then its place."""
-    def part(path):
-        return path.with_name(path.name + ".part")
-
-    if args.out:
-        if not args.out.name or args.out.is_file() or args.out.is_dir() and any(args.out.iterdir()):
-            found = "a finished run" if (args.out / "result.json").exists() else "files"
-            raise ValueError(f"--out {args.out} must be a new or empty folder, it holds {found}: "
-                             "choose another")
-        shutil.rmtree(part(args.out), ignore_errors=True)           # of an interrupted run
-        return args.out, part(args.out)
-    name = "-".join([dataset.name, args.method, *(["npt"] if args.npt else []),
-                     *([f"tau{args.tau:g}"] if args.method != "zeroshot" else []),
-                     f"seed{args.seed}"])
-    path, number = Path("runs") / name, 1
-    while path.exists() or part(path).exists():         # the latter may be a run beside this one
-        number += 1
-        path = Path("runs") / f"{name}-{number}"
-    return path, part(path)
+def rounded(value):
+    """Six decimals; None for what could not be measured."""
+    if value is None or not math.isfinite(value):
+        return None
+    return round(value, 6)
 
 
 # The settings ----------------------------------------------------------------------------------
@@ -417,29 +576,34 @@ def settle(args, dataset):
 def parser():
     whole, number = data.whole, data.number
     p = data.Parser(description="Tune prompts on a frozen CLIP with Eq. (7).")
-    p.add_argument("--method", choices=prompts.METHODS, default="maple", help="(%(default)s)")
+    p.add_argument("--method", choices=prompts.METHODS, default=["maple"], nargs="+",
+                   help="prompt learner (maple); several values here, in --npt, --tau, --dataset, "
+                        "--seed, --w1, --w2 or --lr are a grid of runs")
 
     add = p.add_argument_group("Eq. (7): L = L_CLIP + w1 * L_LC + w2 * L_MI").add_argument
-    add("--npt", action="store_true", help="add the two terms of NPT; without it w1 = w2 = 0")
-    add("--w1", type=number(0), help="weight of L_LC, Eq. (5), with --npt (0.3); 0 is off")
-    add("--w2", type=number(0), help="weight of L_MI, Eq. (6), with --npt (0.8); 0 is off")
+    add("--npt", nargs="*", choices=["on", "off"], default=["off"],
+        help="add the two terms of NPT (off; alone it means on); without them w1 = w2 = 0")
+    add("--w1", type=number(0), nargs="+", default=[None],
+        help="weight of L_LC, Eq. (5), with --npt (0.3); 0 is off")
+    add("--w2", type=number(0), nargs="+", default=[None],
+        help="weight of L_MI, Eq. (6), with --npt (0.8); 0 is off")
     add("--ew", type=number(1e-6), default=1.0, help="E_W, squared length of texts (%(default)s)")
     add("--eh", type=number(1e-6), default=1.0, help="E_H, squared length of images (%(default)s)")
     add("--reduction", choices=["mean", "sum"], default="mean",
         help="of Eqs. (5), (6): mean over pairs and images, or the printed sum (%(default)s)")
 
     add = p.add_argument_group("training set, Sec. 5").add_argument
-    add("--dataset", default="world", help=f"{', '.join(data.NAMES)}, a folder of pictures, or "
-                                           "all: the eleven of Table 1 (%(default)s)")
-    add("--tau", type=number(1e-9, 1), default=1.0,
-        help="min n_k / max n_k; 1 is balanced, smaller is longer-tailed (%(default)s)")
+    add("--dataset", nargs="+", default=["world"],
+        help=f"{', '.join(data.NAMES)}, a folder of pictures, or all: the eleven (world)")
+    add("--tau", type=number(1e-9, 1), nargs="+", default=[1.0],
+        help="min n_k / max n_k; 1 is balanced, smaller is longer-tailed (1)")
     add("--shots", type=whole(1), default=16, help="images of the largest class (%(default)s)")
     add("--classes", choices=["base", "all"], help="train on the base half or on all classes "
                                                    "(base; a folder of one's own: all)")
     add("--shuffle-classes", action="store_true", help="deal the n_k by seed, not in label order")
     add("--classnames", dest="classnames_file", metavar="FILE",
         help="a folder's class names, a line `folder<TAB>name` each (the folders' names)")
-    add("--seed", type=data.seed, default=1, help="of start, batches and crops (%(default)s)")
+    add("--seed", type=data.seed, nargs="+", default=[1], help="of start, batches and crops (1)")
     add("--draw-seed", type=data.seed, help="of the draw and of a split made here (--seed's)")
 
     add = p.add_argument_group("prompts and optimiser").add_argument
@@ -451,48 +615,97 @@ def parser():
     add("--class-specific", action="store_true", help="CoOp: a context for each trained class")
     add("--epochs", type=whole(1), help="the first is a warm-up at lr 1e-5 (5; CoOp 50)")
     add("--batch-size", type=whole(1), help="images in a step (4; CoOp 32)")
-    add("--lr", type=number(0), help="SGD's highest learning rate (0.0035; CoOp 0.002)")
+    add("--lr", type=number(0), nargs="+", default=[None],
+        help="SGD's highest learning rate (0.0035; CoOp 0.002)")
 
     add = p.add_argument_group("machine and files").add_argument
     add("--backbone", help=f"{', '.join(clip_model.MODELS)}, tiny, or a weights file (ViT-B/16; "
                            "for the embedded world tiny)")
-    add("--out", type=Path, help="run folder (runs/<dataset>-<method>..., numbered if taken)")
+    add("--out", type=Path, help="run folder (runs/<dataset>-<method>..., numbered if taken); "
+                                 "of a grid the folder of its runs (runs)")
+    add("--test-images", type=whole(1), metavar="N",
+        help="test on N images a class, drawn by seed: every result then says subset (all)")
     evaluate.add_machine_arguments(add)
     return p
 
 
 def parse(argv=None):
+    """The command line -> the runs it stands for, each an argparse.Namespace with single values."""
     args = parser().parse_args(argv)
-    if args.draw_seed is None:
-        args.draw_seed = args.seed
-    return args
+    args.npt = [word == "on" for word in args.npt or ["on"]]
+    args.dataset = [d for name in args.dataset for d in (data.ALL if name == "all" else [name])]
+    if True not in args.npt and (args.w1, args.w2) != ([None], [None]):
+        raise ValueError("--w1 and --w2 weigh the terms of NPT: add --npt")
+    several_values = [axis for axis in AXES if len(getattr(args, axis)) > 1]
+    runs = {}
+    for values in itertools.product(*(getattr(args, axis) for axis in AXES)):
+        one = argparse.Namespace(**{**vars(args), **dict(zip(AXES, values, strict=True))})
+        if several_values:
+            forget_what_does_not_matter(one, args)
+        check(one)
+        one.draw_seed = one.seed if one.draw_seed is None else one.draw_seed
+        one.more_name = [f"{axis}{getattr(one, axis):g}" for axis in ("w1", "w2", "lr")
+                         if axis in several_values and getattr(one, axis) is not None]
+        one.in_grid = one.quiet = bool(several_values)
+        runs[tuple(getattr(one, axis) for axis in AXES)] = one
+    return list(runs.values())
 
 
-def run_all(args):
-    """The same job on the eleven datasets of Table 1; what is finished in --out is skipped."""
-    for name in data.ALL:                               # all there, before hours of work
-        data.load(name, args.data_root, seed=args.draw_seed)
-    label = f"all-{args.method}{'-npt' if args.npt else ''}-tau{args.tau:g}-seed{args.seed}"
-    folder = args.out or Path("runs") / label
-    results = []
-    for name in data.ALL:
-        out = folder / name
-        if (out / "result.json").is_file():
-            before = json.loads((out / "run.json").read_text(encoding="utf-8"))
-            ignored = ("dataset", "out", "device", "data_root")
-            other = [k for k, v in vars(args).items()
-                     if v is not None and k not in ignored and before.get(k) != v]
-            if other:
-                raise ValueError(f"{out} was finished with another --{other[0].replace('_', '-')}: "
-                                 "choose another --out")
-            print(f"{name}: finished before, in {out}")
-            results.append(json.loads((out / "result.json").read_text(encoding="utf-8")))
-        else:
-            results.append(run(argparse.Namespace(**{**vars(args), "dataset": name, "out": out})))
-    columns = accuracies(results[0])
-    rows = [("", *columns)] + [(r["dataset"], *(r[c] for c in columns)) for r in results]
-    rows.append(("average", *(sum(r[c] for r in results) / len(results) for c in columns)))
-    print(f"\n{evaluate.table(rows)}\nsaved in {folder}")
+def forget_what_does_not_matter(one, args):
+    """In a grid: w_1, w_2 without NPT, and all but dataset and seed of zero-shot CLIP."""
+    if one.method == "zeroshot":
+        one.npt, one.tau, one.lr = False, 1.0, None
+        one.epochs = one.batch_size = one.n_ctx = one.ctx_init = one.prompt_depth = None
+    if not one.npt:
+        one.w1 = one.w2 = None
+
+
+# Grids -----------------------------------------------------------------------------------------
+
+def run_grid(runs, root):
+    """Each run in a folder of its own under `root` -> exit code, 1 where one failed.
+
+    Finished runs are skipped, killed ones go on, failing ones are named at the end. Several
+    processes may share a grid, torchrun's ranks or two commands: each takes what none works on.
+    """
+    rank, ranks = (int(os.environ.get(name, default))
+                   for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    for dataset in dict.fromkeys(args.dataset for args in runs):        # all there, before any work
+        data.load(dataset, runs[0].data_root, seed=runs[0].draw_seed,
+                  classnames=runs[0].classnames_file)
+    names = [default_name(args, data.short_name(args.dataset)) for args in runs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two runs of this grid would be named {max(names, key=names.count)}: run "
+                         "them one by one")
+    for args, name in zip(runs, names, strict=True):
+        args.out = root / name
+    first = rank * len(runs) // ranks                                   # ranks begin apart
+    failed, busy = {}, []
+    for args in tqdm(runs[first:] + runs[:first], desc=f"grid {root}", unit="run",
+                     disable=rank > 0):
+        try:
+            run_quietly(args)
+        except Busy:
+            busy.append(args.out.name)
+        except (ValueError, OSError) as error:
+            failed[args.out.name] = error
+    print(f"{len(runs) - len(failed) - len(busy)} of {len(runs)} runs are finished in {root}"
+          + (f"; {len(busy)} are worked on by another process" if busy else ""))
+    for name, error in failed.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def run_quietly(args):
+    """One run of a grid; of what it says only warnings are shown."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            run(args)
+    finally:
+        for line in said.getvalue().splitlines():
+            if line.startswith("warning"):
+                tqdm.write(f"{args.out.name}: {line}")
 
 
 def main(argv=None):
@@ -501,10 +714,12 @@ def main(argv=None):
     def job():
         if not argv:
             print(f"python train.py {BARE}")
-        args = parse(argv or BARE.split())
-        (run_all if args.dataset == "all" else run)(args)
+        runs = parse(argv or BARE.split())
+        if runs[0].in_grid:
+            return run_grid(runs, runs[0].out or Path("runs"))
+        run(runs[0])
 
-    return data.exit_code(job, "interrupted; what the run had written stays in its .part folder")
+    return data.exit_code(job, "interrupted; the same command goes on where it stopped")
 
 
 if __name__ == "__main__":
