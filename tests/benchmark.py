@@ -1,60 +1,77 @@
-"""Measures the fast form against the textbook form (tests/textbook.py) on this machine, in one run, and prints ratios.
+"""Measures the fast form against the textbook form (tests/textbook.py): speed.csv, speed.md.
 
-    python tests/benchmark.py                   # the table of the README; the textbook needs minutes and 18 GB
-    python tests/benchmark.py --skip-large      # without the rows of 500 and more classes
+    python tests/benchmark.py                   # all cases; the textbook needs minutes and 18 GB
+    python tests/benchmark.py --skip-large      # without those of 500 and more classes
+    python tests/benchmark.py --cases 0 1 4     # these only, by the numbers that --help lists
+    python tests/benchmark.py --page            # measures nothing: speed.md anew from speed.csv
 
-ViT-B/16 with random weights, class names of one to three words. Every measurement is a process of its own, so that its
-peak memory is that of the whole process. The textbook runs in float32; the fast form in the precision of the column. A
-step is forward, Eq. (7), backward and SGD. An evaluation is two of MaPLe's batches of 100 images, for each of which the
-textbook encodes the texts anew as the originals do (a longer test set gains more), or 8 images of CoCoOp, one by one as the
-original has it. The last rows are the training of whole commands: the README's, for EuroSAT on pictures and weights made
-here. The floor is the matrix products that no exact form can leave out at the rate that this machine reaches in one of them.
+What is measured replaces the rows of its case in assets/speed.csv; the others stay.
+
+ViT-B/16 with random weights, class names of one to three words. Every measurement is a process of
+its own, so that its peak memory is that of the whole process. The textbook runs in float32; the
+fast form in each of --precisions. A step is forward, Eq. (7), backward and SGD. An evaluation is
+two of MaPLe's batches of 100 images, for each of which the textbook encodes the texts anew as the
+originals do (a longer test set gains more), or 8 images of CoCoOp, one by one as the original has
+it. The last cases are the training of whole commands: the README's, for EuroSAT on pictures and
+weights made here. The floor is the matrix products that no exact form can leave out at the rate
+that this machine reaches in one of them.
 """
 import argparse
 import contextlib
+import csv
 import json
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import clip_model  # noqa: E402
-import evaluate  # noqa: E402
-import losses  # noqa: E402
-import prompts  # noqa: E402
-import small_runs  # noqa: E402
-import textbook  # noqa: E402
-import train  # noqa: E402
+import small_runs
+import textbook
 
-SIZES = dict(resolution=224, patch_size=16, vision_width=768, vision_layers=12, text_width=512, text_layers=12,
-             vocab_size=49408, embed_dim=512)                       # ViT-B/16
-CASES = [                                                           # method, classes, batch, also without the textbook
-    ("step", "maple", 5, 4), ("step", "maple", 50, 4), ("step", "cocoop", 50, 1), ("step", "cocoop", 50, 4),
-    ("step", "coop", 50, 32), ("evaluation", "cocoop", 50, 8), ("step", "maple", 500, 4),
-    ("evaluation", "maple", 500, 200), ("step", "maple", 1000, 4), ("step", "cocoop", 500, 1)]
-FAST_ONLY = CASES[-2:]                                              # the textbook form does not fit a laptop there
-COMMANDS = ["python train.py", "python train.py --method maple --npt --tau 0.01 --dataset eurosat"]
+import clip_model
+import evaluate
+import losses
+import prompts
+import train
+
+CSV, PAGE = (Path(__file__).parents[1] / "assets" / name for name in ("speed.csv", "speed.md"))
+COLUMNS = ["case", "form", "dtype", "seconds", "megabytes", "floor", "rate", "torch", "processor",
+           "note"]
+SIZES = {"resolution": 224, "patch_size": 16, "vision_width": 768, "vision_layers": 12,
+         "text_width": 512, "text_layers": 12, "vocab_size": 49408, "embed_dim": 512}   # ViT-B/16
+CASES = [                                               # kind, method, classes, images
+    ("step", "maple", 5, 4), ("step", "maple", 50, 4), ("step", "cocoop", 50, 1),
+    ("step", "cocoop", 50, 4), ("step", "coop", 50, 32), ("evaluation", "cocoop", 50, 8),
+    ("step", "maple", 500, 4), ("evaluation", "maple", 500, 200), ("step", "maple", 1000, 4),
+    ("step", "cocoop", 500, 1)]
+FAST_ONLY = CASES[-2:]                                  # the textbook form fits no laptop there
+COMMANDS = ["python train.py",
+            "python train.py --method maple --npt --tau 0.01 --dataset eurosat"]
+ALL = [*CASES, *((command,) for command in COMMANDS)]
+PRECISIONS = ["float32", "bfloat16", "float16"]
 
 
 def class_names(K):
-    """K different names of one, two, three, one, ... words, no word twice: whole words of CLIP's own vocabulary."""
-    words = [w[:-4] for w in clip_model.Tokenizer().ids if w.endswith("</w>") and len(w) > 9 and w[:-4].isascii()
-             and w[:-4].isalpha()]
-    words = iter(words)
+    """K different names of one, two, three, one, ... words: whole ones of CLIP's, none twice."""
+    entries = [w.removesuffix("</w>") for w in clip_model.Tokenizer().ids if w.endswith("</w>")]
+    words = (w for w in entries if len(w) > 5 and w.isascii() and w.isalpha())
     return [" ".join(next(words) for _ in range(1 + i % 3)) for i in range(K)]
 
 
 def random_clip(device, dtype):
-    """ViT-B/16 with small random weights, made in `dtype` at once, so that no float32 copy counts as memory."""
+    """ViT-B/16 with small random weights, made in `dtype`: no float32 copy counts as memory."""
     with torch.device("meta"):
         shapes = clip_model.CLIP(**SIZES).state_dict()
-    state = {name: (torch.randn(t.shape, device=device) * .02).to(dtype) for name, t in shapes.items()}
+    state = {name: (torch.randn(t.shape, device=device) * .02).to(dtype)
+             for name, t in shapes.items()}
     for name in state:
         if "ln_" in name and name.endswith("weight"):
             state[name] = torch.ones_like(state[name])
@@ -67,9 +84,11 @@ def measure(kind, method, K, batch, form, dtype, device):
     torch.manual_seed(0)
     clip = random_clip(device, getattr(torch, dtype))
     n_ctx = {"maple": 2, "cocoop": 4, "coop": 16}[method]
-    learner = prompts.build(method, clip, class_names(K), n_ctx=n_ctx, ctx_init=None if method == "coop" else "a photo of a")
-    images, y = torch.randn(batch, 3, 224, 224, device=device), torch.arange(batch, device=device) % K
-    forward = learner if form == "fast" else lambda images: textbook.forward(learner, images)
+    ctx_init = {"maple": "a photo of a", "cocoop": "a photo of a", "coop": None}[method]
+    learner = prompts.build(method, clip, class_names(K), n_ctx=n_ctx, ctx_init=ctx_init)
+    images = torch.randn(batch, 3, 224, 224, device=device)
+    y = torch.arange(batch, device=device) % K
+    forward = {"fast": learner, "textbook": partial(textbook.forward, learner)}[form]
     optimizer = torch.optim.SGD(prompts.trainable(learner).values(), lr=1e-3, momentum=.9)
 
     def step():
@@ -81,26 +100,31 @@ def measure(kind, method, K, batch, form, dtype, device):
 
     @torch.no_grad()
     def evaluation():
-        size = 1 if method == "cocoop" else 100
         if form == "fast":
-            z, labels = evaluate.image_features(learner, [(x, torch.zeros(len(x), dtype=torch.long))
-                                                          for x in images.split(100)])
+            batches = [(x, torch.zeros(len(x), dtype=torch.long)) for x in images.split(100)]
+            z, labels = evaluate.image_features(learner, batches)
             evaluate.measure(learner, z, labels)
         else:
-            for x in images.split(size):
+            for x in images.split(1 if method == "cocoop" else 100):
                 forward(x)
 
-    def timed(job):
+    seconds = time_of({"step": step, "evaluation": evaluation}[kind], device)
+    return {"seconds": seconds, "megabytes": peak_memory(device)}
+
+
+def time_of(job, device):
+    """Median seconds of a job, after a warm-up; a long job is measured once and is its warm-up."""
+    def timed():
         start = time.perf_counter()
         job()
         if device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    job = step if kind == "step" else evaluation
-    first = timed(job)                                              # a warm-up, but of a long job the measurement
-    seconds = [first] if first > 20 else [timed(job) for _ in range(2 if first > 5 else 5)]
-    return {"seconds": statistics.median(seconds), "megabytes": peak_memory(device)}
+    first = timed()
+    if first > 20:
+        return first
+    return statistics.median(timed() for _ in range(2 if first > 5 else 5))
 
 
 def measure_command(command, form, dtype, device):
@@ -117,7 +141,8 @@ def measure_command(command, form, dtype, device):
     if form == "textbook":
         prompts.MaPLe.forward = textbook.forward
     with tempfile.TemporaryDirectory() as folder:
-        words = [*command.split()[2:], "--precision", dtype, "--device", device, "--out", f"{folder}/run"]
+        words = [*command.split()[2:], "--precision", dtype, "--device", device,
+                 "--out", f"{folder}/run"]
         if "eurosat" in words:
             small_runs.eurosat(Path(folder), split=True, n=15)
             clip_model.load = lambda name, device, dtype: random_clip(device, dtype)
@@ -132,14 +157,17 @@ def peak_memory(device):
     """Of the whole process, in megabytes; on a GPU what torch took there."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2 ** 20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
+    units = 2 ** 20 if sys.platform == "darwin" else 2 ** 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
 
 
 def in_own_process(*case):
     """What measure(*case) or measure_command(*case) answers in a new process."""
-    answer = subprocess.run([sys.executable, __file__, "--one", json.dumps(case)], capture_output=True, text=True)
+    command = [sys.executable, __file__, "--one", json.dumps(case)]
+    answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode:
-        raise SystemExit(f"{case}: {answer.stderr.strip().splitlines()[-1]}")
+        reason = (answer.stderr.strip() or f"ended with {answer.returncode}").splitlines()[-1]
+        raise ValueError(f"measuring {title(case)}: {reason}")
     return json.loads(answer.stdout)
 
 
@@ -157,54 +185,230 @@ def matrix_rate(dtype, device):
 
 
 def floor_operations(kind, method, K, batch):
-    """Operations in the linear layers that no exact form can leave out: image tokens, and each name token once.
+    """Operations in the linear layers that no exact form can leave out.
 
-    A layer has 12 w^2 weights; of the last one, tokens that are not read need the 2 w^2 of keys and values only.
+    These are all image tokens, and each name token once. A layer has 12 w^2 weights; of the last
+    one, tokens that are not read need the 2 w^2 of keys and values only.
     """
-    nodes = len({tuple(ids[:n + 1]) for name in class_names(K)
-                 for ids in [[0] * 7 + clip_model.prompt_ids(name + ".")[1:]] for n in range(len(ids))})
+    prompt_ids = [[0] * 7 + clip_model.prompt_ids(name + ".")[1:] for name in class_names(K)]
+    nodes = len({tuple(ids[:n + 1]) for ids in prompt_ids for n in range(len(ids))})
     layers = 11 + 2 / 12
     text = nodes * layers * 12 * 512 ** 2 * 2 * (batch if method == "cocoop" else 1)
     image = batch * 197 * layers * 12 * 768 ** 2 * 2
     if kind == "evaluation":
         return text + image
-    return 2 * text + (2 if method == "maple" else 1) * image       # backward: gradients of activations, not of weights
+    # backward: gradients of activations, not of weights; of images where their tower learns
+    return 2 * text + (2 if method == "maple" else 1) * image
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+def processor(device):
+    """This machine in words that give nothing else away."""
+    if device == "cuda":
+        return f"GPU, {torch.cuda.get_device_name()}"
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text().split() if info.exists() else []
+    words = torch.backends.cpu.get_cpu_capability().replace("AVX512", "AVX-512")
+    if "avx512_bf16" in flags:
+        words += " bfloat16"
+    words += ", AMX" if "amx_bf16" in flags else ", no AMX"
+    return f"{torch.get_num_threads()} CPU cores, {words}"
+
+
+def title(case):
+    if len(case) == 1 or case[0] in COMMANDS:
+        return case[0]
+    return "{}, {}, {} classes, {} images".format(*case)
+
+
+def measured(case, args, rates):
+    """The rows of one case, measured --rounds times by turns."""
+    forms = [("fast", dtype) for dtype in args.precisions]
+    if case not in FAST_ONLY:
+        forms.insert(0, ("textbook", "float32"))
+    rounds = [[in_own_process(*case, *form, args.device) for form in forms]
+              for _ in range(args.rounds)]
+    rows = []
+    for (form, dtype), same in zip(forms, zip(*rounds, strict=True), strict=True):
+        row = dict.fromkeys(COLUMNS, "") | {
+            "case": title(case), "form": form, "dtype": dtype, "torch": torch.__version__,
+            "seconds": f"{statistics.mean(m['seconds'] for m in same):.4g}",
+            "megabytes": f"{statistics.mean(m['megabytes'] for m in same):.0f}",
+            "processor": processor(args.device)}
+        if case in CASES and form == "fast":
+            row["floor"] = f"{floor_operations(*case) / rates[dtype]:.4g}"
+            row["rate"] = f"{rates[dtype] / 1e9:.0f}"
+        rows.append(row)
+    return rows
+
+
+# ----------------------------------------------------------------------- speed.csv and speed.md
+
+OPENING = """\
+# Speed
+
+The text tower is causal. So prompts that start alike share the states of that start, and nothing
+behind the end token matters: `PromptTree` in `clip_model.py` lays all classes out as one prefix
+tree, and a step pays for class-name tokens only. In the last layer only the positions that are read
+are computed. Both are exact; the textbook form lives on in `tests/textbook.py` as the oracle.
+Frozen weights are held in `--precision`, prompts and losses in float32. Text features are computed
+once for an evaluation, image features of a frozen tower once for zero-shot CLIP and the tuned
+prompts. On a CPU each core takes images of its own where the image tower learns nothing. A step
+with very many classes recomputes activations tree by tree instead of keeping them (`CROWDED`).
+`python tests/benchmark.py` measures all of it on your machine and writes this page.
+
+ViT-B/16: seconds (floor), megabytes. "time" and "memory" are the textbook's divided by those of the
+fast form, out of the figures shown.
+"""
+CLOSING = """\
+Where images dominate, little is left to gain: CoOp's 32 and those of an evaluation cost more than
+the texts that are saved. The last two rows are training alone, with the textbook form in the
+learner's place and with the fast one; the tiny CLIP is too small to gain from bfloat16. No step
+reads a number back, which would make a GPU wait: a test shows it.
+"""
+
+
+def read_rows():
+    """All rows of speed.csv."""
+    if not CSV.exists():
+        return []
+    with open(CSV, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != COLUMNS:
+            raise ValueError(f"{CSV}: expected the columns {', '.join(COLUMNS)}")
+        return list(reader)
+
+
+def on_gpu(row):
+    return row["processor"].startswith("GPU")
+
+
+def save(rows):
+    """speed.csv and speed.md, the cases in the order of ALL."""
+    order = [title(case) for case in ALL]
+    rows = sorted((row for row in rows if row["case"] in order),
+                  key=lambda row: (on_gpu(row), order.index(row["case"])))
+    text = page(rows)
+    evaluate.write_csv(CSV, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
+    evaluate.write(PAGE, text)
+
+
+def cell(row):
+    """Seconds (floor), megabytes."""
+    if row is None:
+        return "not run"
+    floor = f" ({float(row['floor']):.2f})" if row["floor"] else ""
+    return f"{float(row['seconds']):.2f}{floor}, {row['megabytes']}"
+
+
+def ratios(slow, fast):
+    """The textbook's time and memory over those of the fast form."""
+    if slow is None or fast is None:
+        return ["-", "-"]
+    return [f"{float(slow[unit]) / float(fast[unit]):.1f}x" for unit in ("seconds", "megabytes")]
+
+
+def table(rows):
+    """A line for each case: textbook, float32 and bfloat16 on the CPU, bfloat16 on a GPU."""
+    at = {(row["case"], row["form"], row["dtype"], on_gpu(row)): row for row in rows}
+    lines = [["case", "textbook", "float32", "time", "memory", "bfloat16", "time", "memory",
+              "GPU, bfloat16"]]
+    lines.append(["---"] * len(lines[0]))
+    for case in ALL:
+        name = title(case)
+        slow = at.get((name, "textbook", "float32", False))
+        exact, half = (at.get((name, "fast", dtype, False)) for dtype in PRECISIONS[:2])
+        first = f"training of `{name}`" if case[0] in COMMANDS else name
+        textbook_cell = "-" if case in FAST_ONLY else cell(slow)
+        lines.append([first, textbook_cell, cell(exact), *ratios(slow, exact), cell(half),
+                      *ratios(slow, half), cell(at.get((name, "fast", "bfloat16", True)))])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def remarks(rows):
+    """Where the rows were measured, at which rates the floors are taken, and notes on rows."""
+    places = dict.fromkeys(f"{row['processor']}, torch {row['torch']}" for row in rows)
+    at = {dtype: dict.fromkeys(row["rate"] for row in rows if row["dtype"] == dtype and row["rate"])
+          for dtype in PRECISIONS}
+    rates = " and ".join(f"{' or '.join(found)} in {dtype}" for dtype, found in at.items() if found)
+    lines = [f"Measured on {'; '.join(places)}. Memory is the peak of the whole process. Such "
+             "machines are noisy.",
+             "The floor is what the linear layers need at the rate of one large matrix product, "
+             f"measured in the same run: billions of operations a second, {rates}."]
+    lines += [f"{row['case']}, {row['form']}, {row['dtype']}: {row['note']}."
+              for row in rows if row["note"]]
+    return "\n".join(textwrap.fill(line, 100, initial_indent="- ", subsequent_indent="  ",
+                                   break_on_hyphens=False) for line in lines)
+
+
+def page(rows):
+    """All of speed.md."""
+    if not rows:
+        raise ValueError(f"{CSV.name} holds no measurement: leave out --page to make them")
+    return "\n\n".join([OPENING.strip(), table(rows), remarks(rows), CLOSING.strip()]) + "\n"
+
+
+# ------------------------------------------------------------------------------ the command line
+
+def parse(argv=None):
+    cases = "; ".join(f"{i} {title(case)}" for i, case in enumerate(ALL))
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--device", choices=["cpu", "cuda"],
+                   default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[:2],
+                   help="of the fast form")
+    p.add_argument("--cases", nargs="+", type=int, metavar="N", default=list(range(len(ALL))),
+                   help=f"measure these only: {cases}")
     p.add_argument("--skip-large", action="store_true", help="leave out 500 and more classes")
-    p.add_argument("--rounds", type=int, default=2, help="textbook and fast forms take turns so often; the mean counts")
+    p.add_argument("--rounds", type=int, default=2,
+                   help="textbook and fast forms take turns so often; the mean counts")
+    p.add_argument("--page", action="store_true", help="only write speed.md from speed.csv")
     p.add_argument("--one", help=argparse.SUPPRESS)
-    args = p.parse_args()
+    args = p.parse_args(argv)
+    if args.rounds < 1:
+        raise ValueError(f"--rounds must be at least 1, got {args.rounds}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine has none; use cpu")
+    if len(set(args.precisions)) < len(args.precisions):
+        raise ValueError(f"--precisions names one twice: {' '.join(args.precisions)}")
+    wrong = [n for n in args.cases if not 0 <= n < len(ALL)]
+    if wrong:
+        raise ValueError(f"--cases must be from 0 to {len(ALL) - 1}, got {wrong[0]}")
+    return args
+
+
+def run(args):
     if args.one:
         case = json.loads(args.one)
         print(json.dumps((measure_command if case[0] in COMMANDS else measure)(*case)))
         return
-    rates = {dtype: matrix_rate(getattr(torch, dtype), args.device) for dtype in args.precisions}
-    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; matrix products: "
-          + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items()) + "\n")
-    line = lambda cells: print("| " + " | ".join(cells) + " |", flush=True)
-    line(["seconds (floor), MB", "textbook"] + [c for dtype in args.precisions for c in (dtype, "time", "memory")])
-    line(["---"] * (2 + 3 * len(args.precisions)))
-    for case in [*CASES, *((command,) for command in COMMANDS)]:
+    rows = read_rows()
+    if args.page:
+        save(rows)
+        return
+    rates = {name: matrix_rate(getattr(torch, name), args.device) for name in args.precisions}
+    for case in [ALL[n] for n in sorted(set(args.cases))]:
         if args.skip_large and case in CASES and case[2] >= 500:
             continue
-        forms = [("fast", dtype) for dtype in args.precisions]
-        forms = forms if case in FAST_ONLY else [("textbook", "float32"), *forms]
-        found = [[in_own_process(*case, *form, args.device) for form in forms] for _ in range(args.rounds)]
-        fast = [{unit: statistics.mean(m[unit] for m in same) for unit in same[0]} for same in zip(*found)]
-        slow = None if case in FAST_ONLY else fast.pop(0)
-        cells = ["training of `" + case[0] + "`" if case[0] in COMMANDS else "{}, {}, {} classes, {} images".format(*case),
-                 f"{slow['seconds']:.2f}, {slow['megabytes']:.0f}" if slow else "-"]
-        for dtype, mean in zip(args.precisions, fast):
-            floor = f" ({floor_operations(*case) / rates[dtype]:.2f})" if case in CASES else ""
-            cells += [f"{mean['seconds']:.2f}{floor}, {mean['megabytes']:.0f}",
-                      *(f"{slow[unit] / mean[unit]:.1f}x" if slow else "-" for unit in ("seconds", "megabytes"))]
-        line(cells)
+        new = measured(case, args, rates)
+        for row in new:
+            print(f"{row['case']}, {row['form']} {row['dtype']}: {cell(row)} MB", flush=True)
+        rows = [row for row in rows
+                if row["case"] != title(case) or on_gpu(row) != (args.device == "cuda")] + new
+        save(rows)
+
+
+def main(argv=None):
+    try:
+        run(parse(argv))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; finished cases are in {CSV.name}", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
