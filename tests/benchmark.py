@@ -230,7 +230,8 @@ def measured(case, args, rates):
     rows = []
     for (form, dtype), same in zip(forms, zip(*rounds, strict=True), strict=True):
         row = dict.fromkeys(COLUMNS, "") | {
-            "case": title(case), "form": form, "dtype": dtype, "torch": torch.__version__,
+            "case": title(case), "form": form, "dtype": dtype,
+            "torch": torch.__version__.split("+")[0],
             "seconds": f"{statistics.mean(m['seconds'] for m in same):.4g}",
             "megabytes": f"{statistics.mean(m['megabytes'] for m in same):.0f}",
             "processor": processor(args.device)}
@@ -326,7 +327,12 @@ def table(rows):
 
 def remarks(rows):
     """Where the rows were measured, at which rates the floors are taken, and notes on rows."""
-    places = dict.fromkeys(f"{row['processor']}, torch {row['torch']}" for row in rows)
+    places = {}                                         # where: the cases measured there
+    for row in rows:
+        where = f"{row['processor']}, torch {row['torch']}"
+        places.setdefault(where, {})[row["case"]] = None
+    if len(places) > 1:
+        places = [f"{where} ({', '.join(cases)})" for where, cases in places.items()]
     at = {dtype: dict.fromkeys(row["rate"] for row in rows if row["dtype"] == dtype and row["rate"])
           for dtype in PRECISIONS}
     rates = " and ".join(f"{' or '.join(found)} in {dtype}" for dtype, found in at.items() if found)

@@ -43,6 +43,7 @@ def test_a_case_replaces_its_rows_and_no_others(own_csv, monkeypatch):
     line, = [x for x in benchmark.PAGE.read_text().splitlines() if "`python train.py` |" in x]
     assert line.split(" | ")[1:5] == ["7.00, 300", "1.50, 100", "4.7x", "3.0x"]
     assert line.split(" | ")[5:] == ["not run", "-", "-", "not run |"]
+    monkeypatch.setattr(benchmark, "processor", lambda _: "an abacus")
     done("--device", "cpu", "--cases", 0, "--rounds", 1, "--precisions", "float32",
          main=benchmark.main)
     rows = benchmark.read_rows()
@@ -50,5 +51,7 @@ def test_a_case_replaces_its_rows_and_no_others(own_csv, monkeypatch):
         ("step, maple, 5 classes, 4 images", "textbook", "4"),
         ("step, maple, 5 classes, 4 images", "fast", "3"),
         ("python train.py", "textbook", "7"), ("python train.py", "fast", "1.5")]
+    text = " ".join(benchmark.PAGE.read_text().split())
+    assert f"an abacus, torch {rows[0]['torch']} (step, maple, 5 classes, 4 images);" in text
     assert float(rows[1]["floor"]) == pytest.approx(
         benchmark.floor_operations("step", "maple", 5, 4) / 1e12, rel=1e-3)
