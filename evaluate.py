@@ -493,7 +493,8 @@ def run(args):
         parts = tested_classes(dataset, settings, args.classes, args.run)
         frozen = FrozenFeatures(dataset, args.run.parent / "features")
         results = base_to_novel(learner, settings, dataset, parts, out, frozen)
-        facts = {"split": dataset.split, "official_split": dataset.official_split}
+        facts = {"split": dataset.split, "official_split": dataset.official_split,
+                 "test_images": settings.get("test_images")}
     else:
         asked = args.targets or TASKS[args.task]
         targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]

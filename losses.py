@@ -166,8 +166,7 @@ def _pair_mean(errors):
 def _own_errors(caller, z, g, y, E_W, E_H):
     """<z_{k,i}, g_k> - sqrt(E_W E_H), image and own class; (N,), inside Definition 3, Eq. (6)."""
     _check(caller, z, y, g)
-    S = torch.einsum("...d,...kd->...k", z, g)
-    s_own = S.gather(-1, y[:, None]).squeeze(-1)                    # (N,), S'_ik of Sec. 4.3
+    s_own = similarities(z, g).gather(-1, y[:, None]).squeeze(-1)   # (N,), S'_ik of Sec. 4.3
     return s_own - math.sqrt(E_W * E_H)
 
 

@@ -88,15 +88,16 @@ def run(args):
         plain = prompts.build("zeroshot", clip, names, ctx_init=dataset.template)
         frozen = evaluate.FrozenFeatures(dataset, folder.parent / "features")
         zeroshot, tuned = {}, {}
+        show = {part: None if args.quiet else f"testing, {part}" for part in parts}
         for part, labels in parts.items():
-            zeroshot[part], _ = evaluate.score(plain, dataset, labels, frozen, f"zero-shot, {part}")
+            zeroshot[part], _ = evaluate.score(plain, dataset, labels, frozen, show[part])
             warn_near_chance(plain, part, zeroshot[part]["accuracy"])
         if not (folder / "prompts.pt").is_file():
             warn_collapsed(train(learner, dataset, items, args, folder), len(names))
             save_prompts(folder, learner, settings)
         evaluate.read_prompts(folder, learner)
         for part, labels in parts.items():
-            tuned[part], _ = evaluate.score(learner, dataset, labels, frozen, f"tuned, {part}")
+            tuned[part], _ = evaluate.score(learner, dataset, labels, frozen, show[part])
         result = result_of(settings, dataset, learner, tuned, zeroshot)
         write_json(folder / "result.json", result)
     report(result, settings["label"])
@@ -155,16 +156,17 @@ def train(learner, dataset, items, args, folder):
     batches = data.training_batches(dataset, items, clip.visual.resolution, device,
                                     args.batch_size, args.epochs, args.seed, start=log.step)
     learner.train()
-    for images, y in batches:
-        images, y = images.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        optimizer.param_groups[0]["lr"] = learning_rate(log.epoch, args.epochs, args.lr)
-        logits, z, g = learner(images)                                          # Eq. (1)
-        loss, terms = losses.npt_loss(logits, z, g, y, w1=args.w1, w2=args.w2, E_W=args.ew,
-                                      E_H=args.eh, reduction=args.reduction)    # Eq. (7)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        log.add(loss, terms)
+    with log.bar:
+        for images, y in batches:
+            images, y = images.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            optimizer.param_groups[0]["lr"] = learning_rate(log.epoch, args.epochs, args.lr)
+            logits, z, g = learner(images)                                      # Eq. (1)
+            loss, terms = losses.npt_loss(logits, z, g, y, w1=args.w1, w2=args.w2, E_W=args.ew,
+                                          E_H=args.eh, reduction=args.reduction)        # Eq. (7)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            log.add(loss, terms)
     log.close()
     learner.eval()
     return log.last_epoch_mean("l_clip")
@@ -242,7 +244,6 @@ class Log:
         print(f"goes on   after step {self.step}")
 
     def write(self):
-        self.bar.close()
         rows = [(i // self.steps_an_epoch, i + 1, self.rates[i // self.steps_an_epoch], *row)
                 for i, row in enumerate(self.rows)]
         data.write_csv(self.folder / "log.csv", [("epoch", "step", "lr", *TERMS), *(
@@ -270,7 +271,7 @@ def look(folder, settings):
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} must be a new or empty folder, it is a file: choose another")
     names = os.listdir(folder) if folder.is_dir() else []
-    if all(name == LOCK or name.removesuffix(".part") in FILES[1:] for name in names):
+    if all(name in (LOCK, *(f"{file}.part" for file in FILES)) for name in names):
         return "nothing"
     before = read_json(folder / "run.json") if "run.json" in names else None
     if not isinstance(before, dict):
@@ -316,28 +317,35 @@ def finished(args, dataset, settings):
     return held == "all"
 
 
+def lock_of(folder, settings):
+    """Make this process the only one that works in a folder -> the lock to release.
+
+    Raises Busy where another process works in it or has finished it, ValueError where the folder
+    holds something else or can't be made.
+    """
+    look(folder, settings)
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise Busy(f"{folder}: another process works on this run") from None
+    except OSError as error:
+        raise ValueError(f"{folder} can't be made ({error.strerror}): give another --out") from None
+    if look(folder, settings) == "all":
+        lock.release()
+        raise Busy(f"{folder} holds a finished run")
+    return lock
+
+
 @contextlib.contextmanager
 def claim(args, dataset, settings):
-    """A run's folder, held by this process alone; the system frees it however the process ends.
-
-    Raises ValueError where the folder can't be had, Busy where another process works in it.
-    """
+    """A run's folder, held by this process alone; the system frees it however the process ends."""
     for folder in places(args, dataset):
         try:
-            if look(folder, settings) == "all":
-                continue
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / LOCK, blocking=False)
-            lock.acquire()
-            if look(folder, settings) != "all":                 # nobody finished it meanwhile
-                break
-            lock.release()
-        except Timeout:
-            if args.out:
-                raise Busy(f"{folder}: another process works on this run") from None
-        except PermissionError as error:
-            raise ValueError(f"{folder} can't be made ({error.strerror}): give --out") from None
-        except ValueError as error:
+            lock = lock_of(folder, settings)
+            break
+        except ValueError as error:                         # Busy among them
             if args.out:
                 raise
             print(f"note      {error}")
@@ -686,11 +694,12 @@ def run_grid(runs, root):
         try:
             run_quietly(args)
         except Busy:
-            busy.append(args.out.name)
+            busy.append(args)
         except (ValueError, OSError) as error:
             failed[args.out.name] = error
-    print(f"{len(runs) - len(failed) - len(busy)} of {len(runs)} runs are finished in {root}"
-          + (f"; {len(busy)} are worked on by another process" if busy else ""))
+    ended = sum((args.out / "result.json").is_file() for args in runs)
+    elsewhere = f"; another process works on {len(busy)}" if busy else ""
+    print(f"{ended} of {len(runs)} runs are finished in {root}{elsewhere}")
     for name, error in failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
     return int(bool(failed))

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import data
+import evaluate
 
 # -------------------------------------------------------------------- the paper's tables from runs
 

@@ -248,7 +248,7 @@ OPENING = """\
 # Speed
 
 The text tower is causal. So prompts that start alike share the states of that start, and nothing
-behind the end token matters: `PromptTree` in `clip_model.py` lays all classes out as one prefix
+behind the end token matters: `PromptTree` in `prompts.py` lays all classes out as one prefix
 tree, and a step pays for class-name tokens only. In the last layer only the positions that are read
 are computed. Both are exact; the textbook form lives on in `tests/textbook.py` as the oracle.
 Frozen weights are held in `--precision`, prompts and losses in float32. Text features are computed

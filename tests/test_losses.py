@@ -1,13 +1,30 @@
-"""losses.py against hand arithmetic, sums written as loops, closed forms and autograd; one test an equation."""
+"""losses.py against hand arithmetic, loops, closed forms and autograd; one test an equation."""
 import math
+import statistics
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import losses
-from losses import (class_probabilities, classifier_collapse, clip_loss, delta_lcd, delta_mid, feature_collapse,
-                    lc_floor, lc_loss, lcd_rms, mi_loss, npt_loss, prototype_collapse, simplex_etf)
+from losses import (
+    class_probabilities,
+    classifier_collapse,
+    clip_loss,
+    collapses,
+    delta_lcd,
+    delta_mid,
+    feature_collapse,
+    lc_floor,
+    lc_loss,
+    lc_parts,
+    lcd_rms,
+    mi_loss,
+    npt_loss,
+    prototype_collapse,
+    similarities,
+    simplex_etf,
+)
 
 SQUARE = torch.tensor([[1., 0], [0, 1], [-1, 0], [0, -1]])     # sums to zero, yet is no simplex ETF
 
@@ -18,13 +35,14 @@ def polygon(K):
 
 
 def harmonic(K, d):
-    """K vectors made of d / 2 waves: a tight frame that sums to zero, since the waves are orthogonal to each other."""
-    waves = 2 * math.pi * torch.arange(K, dtype=torch.float64)[:, None] * torch.arange(1, d // 2 + 1) / K
+    """K vectors made of d / 2 waves, which are orthogonal: a tight frame that sums to zero."""
+    steps = torch.arange(K, dtype=torch.float64)[:, None]
+    waves = 2 * math.pi * steps * torch.arange(1, d // 2 + 1) / K
     return math.sqrt(2 / d) * torch.cat([waves.cos(), waves.sin()], dim=1)
 
 
 def dot(a, b):
-    return sum(x * y for x, y in zip(a.tolist(), b.tolist()))
+    return sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
 
 
 def units(*shape, seed=0):
@@ -43,7 +61,7 @@ def p_loop(z, g, lam):
     return [e_k / sum(e) for e_k in e]
 
 
-# Eq. (1) --------------------------------------------------------------------------------------------------------------
+# Eq. (1) ------------------------------------------------------------------------------------------
 
 def test_eq1_by_hand():
     z, g = torch.tensor([[1., 0.], [0., 2.]]), torch.tensor([[1., 1.], [0., 0.], [3., 1.]])
@@ -59,9 +77,25 @@ def test_eq1_one_set_of_text_features_an_image():
         assert p[n].tolist() == pytest.approx(p_loop(z[n], g[n], 0.1))
 
 
-# Definition 1, Eqs. (2), (3) ------------------------------------------------------------------------------------------
+def test_eq1_similarities_by_loops():
+    z = units(3, 4)
+    for g in (units(5, 4, seed=1), units(3, 5, 4, seed=1)):
+        sets = g.expand(3, 5, 4)
+        wanted = [[dot(z[n], sets[n, k]) for k in range(5)] for n in range(3)]
+        torch.testing.assert_close(similarities(z, g), torch.tensor(wanted, dtype=torch.float64))
 
-@pytest.mark.parametrize("K, d", [(2, 1), (2, 2), (3, 2), (5, 4), (5, 5), (5, 9), (40, 39), (40, 64)])
+
+def test_eq1_a_part_that_all_texts_share_moves_no_prediction():
+    z, g, shared = units(3, 4), units(5, 4, seed=1), units(4, seed=2)
+    p = class_probabilities(z, g + 3 * shared, 0.1)
+    for n in range(3):
+        assert p[n].tolist() == pytest.approx(p_loop(z[n], g, 0.1))
+
+
+# Definition 1, Eqs. (2), (3) ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("K, d", [(2, 1), (2, 2), (3, 2), (5, 4), (5, 5), (5, 9),
+                                  (40, 39), (40, 64)])
 def test_def1_eq3_lengths_and_angles(K, d):
     m = simplex_etf(K, d)
     assert m.shape == (K, d) and m.dtype == torch.float32
@@ -83,7 +117,7 @@ def test_def1_none_below_k_minus_1(K, d):
         simplex_etf(K, d)
 
 
-# Sec. 3.2 -------------------------------------------------------------------------------------------------------------
+# Sec. 3.2 -----------------------------------------------------------------------------------------
 
 def collapsed(counts, shift=0.0):
     """n_k copies of each vertex of an ETF, moved by a common vector, mixed in order."""
@@ -104,13 +138,14 @@ def test_sec32_all_three_are_zero_at_collapse(counts, shift):
 def test_sec32_feature_collapse_by_hand():
     z = torch.tensor([[1., 0], [0., 6.], [3., 0], [0., 8.], [0., 7.]])
     y = torch.tensor([0, 1, 0, 1, 1])
-    # z_0 = (2, 0), z_1 = (0, 7); within: 1 and 2/3, half the sum; between: both at ||(1, -3.5)||^2 from (1, 3.5)
+    # z_0 = (2, 0), z_1 = (0, 7); within: 1 and 2/3, half the sum
+    # between: both at ||(1, -3.5)||^2 from (1, 3.5)
     close(feature_collapse(z, y), (1 + 2 / 3) / 2 / (1 + 3.5 ** 2))
     close(feature_collapse(10 * z + 3, y), (1 + 2 / 3) / 2 / (1 + 3.5 ** 2))
 
 
 def test_sec32_prototype_collapse_by_hand():
-    z = torch.cat([3 * SQUARE + 1, 5 * SQUARE + 1])             # prototypes: a square of radius 4 around (1, 1)
+    z = torch.cat([3 * SQUARE + 1, 5 * SQUARE + 1])     # prototypes: radius 4 around (1, 1)
     y = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
     close(prototype_collapse(z, y), math.sqrt((8 * (1 / 3) ** 2 + 4 * (2 / 3) ** 2) / 12))
 
@@ -119,21 +154,27 @@ def test_sec32_z_G_is_the_mean_of_all_images_on_balanced_data():
     z, y = units(12, 5), torch.arange(12) % 3
     z_k = [sum(z[n] for n in range(12) if n % 3 == k) / 4 for k in range(3)]
     z_tilde = [(p - z.mean(0)) / (p - z.mean(0)).norm() for p in z_k]
-    wanted = sum((dot(z_tilde[i], z_tilde[j]) + 1 / 2) ** 2 for i in range(3) for j in range(3) if i != j) / 6
+    pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+    wanted = sum((dot(z_tilde[i], z_tilde[j]) + 1 / 2) ** 2 for i, j in pairs) / 6
     close(prototype_collapse(z, y), math.sqrt(wanted))
 
 
 def test_sec32_classifier_collapse_by_hand():
     z, etf, y = collapsed((2, 1, 3), shift=1.0)
     close(classifier_collapse(z, -etf, y), 2)
-    close(classifier_collapse(z, etf[[1, 0, 2]], y), math.sqrt(2 * 3 / 3))      # ||m_0 - m_1||^2 = 2 + 2 / (K-1) = 3
-    g = etf + torch.tensor([0, 0, 0, 1.])                       # a shared part: cosine 1 / sqrt(2) with each vertex
+    # ||m_0 - m_1||^2 = 2 + 2 / (K-1) = 3, for two of three
+    close(classifier_collapse(z, etf[[1, 0, 2]], y), math.sqrt(2 * 3 / 3))
+    g = etf + torch.tensor([0, 0, 0, 1.])           # shared: cosine 1 / sqrt(2) with each vertex
     close(classifier_collapse(z, g, y), math.sqrt(2 - math.sqrt(2)))
 
 
 def test_sec32_every_class_needs_an_image():
     z = torch.ones(3, 2)
-    for measure in (feature_collapse, prototype_collapse, lambda z, y: classifier_collapse(z, torch.ones(4, 2), y)):
+
+    def to_four(z, y):
+        return classifier_collapse(z, torch.ones(4, 2), y)
+
+    for measure in (feature_collapse, prototype_collapse, to_four):
         with pytest.raises(ValueError, match="needs an image"):
             measure(z, torch.tensor([0, 1, 3]))
         with pytest.raises(ValueError, match="needs an image"):
@@ -146,7 +187,33 @@ def test_sec32_every_class_needs_an_image():
         classifier_collapse(z, torch.ones(4, 2), torch.tensor([0, 1, 2]))
 
 
-# Definitions 2 and 3 --------------------------------------------------------------------------------------------------
+# the square of test_sec32_prototype_collapse_by_hand: within 1, between 4^2
+RINGS, RINGS_Y = torch.cat([3 * SQUARE + 1, 5 * SQUARE + 1]), torch.tensor([0, 1, 2, 3] * 2)
+RINGS_PROTOTYPES = math.sqrt((8 * (1 / 3) ** 2 + 4 * (2 / 3) ** 2) / 12)
+
+
+def test_sec32_collapses_by_hand():
+    got = collapses(RINGS, -SQUARE, RINGS_Y)
+    assert list(got) == ["feature_collapse", "prototype_collapse", "classifier_collapse"]
+    assert list(got.values()) == pytest.approx([1 / 16, RINGS_PROTOTYPES, 2], rel=1e-5)
+    assert all(type(value) is float for value in got.values())
+
+
+def test_sec32_collapses_averages_a_set_an_image_first():
+    offsets = torch.tensor([1., -1, 5, -5, 2, -2, 7, -7])[:, None, None]        # their mean is 0
+    got = collapses(RINGS, -SQUARE + offsets, RINGS_Y)
+    assert list(got.values()) == pytest.approx([1 / 16, RINGS_PROTOTYPES, 2], rel=1e-5)
+
+
+@pytest.mark.parametrize("K, y", [(4, [0, 1, 3]), (4, [0, 1, 2]), (3, [1, 1, 2]), (1, [0, 0, 0])],
+                         ids=["gap", "last one missing", "first one missing", "K = 1"])
+def test_sec32_collapses_are_nan_where_there_is_nothing_to_measure(K, y):
+    for g in (units(K, 5), units(3, K, 5)):
+        got = collapses(units(3, 5, seed=1), g, torch.tensor(y))
+        assert len(got) == 3 and all(math.isnan(value) for value in got.values())
+
+
+# Definitions 2 and 3 ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("g, E_W, by_hand, rms_by_hand", [
     (torch.eye(4), 1.0, 1 / 3, 1 / 3),
@@ -177,6 +244,18 @@ def test_def2_is_zero_for_any_centred_set_but_lcd_rms_only_at_the_etf(g, is_etf)
     assert lcd_rms(g).item() >= 0
 
 
+def test_def2_is_what_all_texts_share():
+    """Delta_LCD = K/(K-1) ||g_bar||^2, and Avg_k ||g_k - g_bar||^2 = 1 - (K-1)/K Delta_LCD."""
+    for K in (2, 3, 7):
+        rows = units(K, 4, seed=K).tolist()
+        g_bar = [sum(column) / K for column in zip(*rows, strict=True)]
+        shared = sum(x * x for x in g_bar)
+        spread = sum(math.dist(row, g_bar) ** 2 for row in rows) / K
+        delta = delta_lcd(torch.tensor(rows, dtype=torch.float64))
+        close(delta, K / (K - 1) * shared)
+        close(1 - (K - 1) / K * delta, spread)
+
+
 def test_def2_one_set_an_image_is_averaged():
     g = units(3, 5, 4)
     for measure in (delta_lcd, lcd_rms):
@@ -202,7 +281,7 @@ def test_def3_one_set_of_text_features_an_image():
     close(delta_mid(z, g, y), sum(dot(z[n], g[n, k]) - 1 for n, k in enumerate(y.tolist())) / 3)
 
 
-# Eq. (5) --------------------------------------------------------------------------------------------------------------
+# Eq. (5) ------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("g, by_hand", [
     (torch.eye(4), 12 * (0 + 1 / 3) ** 2),
@@ -237,6 +316,44 @@ def test_eq5_one_set_an_image_is_averaged():
     close(lc_loss(g[:1].expand(7, 5, 4)), lc_loss(g[0]).item())
 
 
+@pytest.mark.parametrize("g, E_W, shared, unequal", [
+    (torch.eye(4), 1.0, (1 / 3) ** 2, 0),
+    (torch.ones(4, 1), 1.0, (4 / 3) ** 2, 0),
+    (SQUARE, 1.0, 0, (8 * (1 / 3) ** 2 + 4 * (2 / 3) ** 2) / 12),   # cosines 0 and -1, mean -1/3
+    (simplex_etf(6, 8), 1.0, 0, 0),
+    (torch.eye(3)[[0, 1, 0]], 1.0, (1 / 3 + 1 / 2) ** 2, (1 + 1 + 4) / 9 / 3),  # cosines 0, 0, 1
+    (torch.tensor([[2., 0], [1, 1]]), 3.0, (2 + 3) ** 2, 0),        # K = 2 has one angle
+], ids=["orthogonal", "equal", "square", "etf", "two equal", "E_W"])
+def test_eq5_parts_by_hand(g, E_W, shared, unequal):
+    got = lc_parts(g, E_W)
+    close(got[0], shared)
+    close(got[1], unequal)
+    close(lc_loss(g, E_W), shared + unequal)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 5, 4)])
+def test_eq5_parts_by_loops_add_up_to_the_mean(shape):
+    g = math.sqrt(2.5) * units(*shape)
+    K, shared, unequal = shape[-2], [], []
+    for g_n in g.reshape(-1, K, 4):
+        cosines = [dot(g_n[i], g_n[j]) for i in range(K) for j in range(K) if i != j]
+        shared.append((statistics.fmean(cosines) + 2.5 / (K - 1)) ** 2)
+        unequal.append(statistics.pvariance(cosines))
+    got = lc_parts(g, 2.5)
+    close(got[0], statistics.fmean(shared))
+    close(got[1], statistics.fmean(unequal))
+    close(lc_loss(g, 2.5), statistics.fmean(shared) + statistics.fmean(unequal))
+
+
+def test_eq5_parts_are_never_negative():
+    """Equal angles in float32, where a difference of two squares would fall below 0 by rounding."""
+    for seed in range(50):
+        rotation = torch.linalg.qr(units(8, 8, seed=seed)).Q.float()
+        for g in (rotation, simplex_etf(5, 8) @ rotation):
+            shared, unequal = lc_parts(g)
+            assert shared.item() >= 0 and 0 <= unequal.item() < 1e-12
+
+
 def test_eq5_floor_for_imagenet():
     assert lc_floor(1000, 512, reduction="sum") == pytest.approx(952.124, abs=1e-3)
     assert lc_floor(1000, 512) == pytest.approx(952.124 / 999_000)
@@ -244,8 +361,9 @@ def test_eq5_floor_for_imagenet():
     assert lc_floor(513, 512) == 0 and lc_floor(514, 512) > 0 and lc_floor(3, 512) == 0
 
 
-@pytest.mark.parametrize("g", [SQUARE, polygon(5), torch.cat([torch.eye(3), -torch.eye(3)]), harmonic(1000, 512)],
-                         ids=["square", "pentagon", "octahedron", "ImageNet"])
+@pytest.mark.parametrize("g", [
+    SQUARE, polygon(5), torch.cat([torch.eye(3), -torch.eye(3)]), harmonic(1000, 512),
+], ids=["square", "pentagon", "octahedron", "ImageNet"])
 def test_eq5_tight_frames_that_sum_to_zero_reach_the_floor(g):
     close(lc_loss(g, reduction="sum"), lc_floor(*g.shape, reduction="sum"))
     close(lc_loss(2 * g, 4.0), lc_floor(*g.shape, E_W=4.0))
@@ -269,13 +387,13 @@ def test_eq5_descent_ends_at_the_floor():
     assert min(seen) >= lc_floor(7, 3) * (1 - 1e-9) and seen[0] > 1.5 * lc_floor(7, 3)
 
 
-# Eq. (6) --------------------------------------------------------------------------------------------------------------
+# Eq. (6) ------------------------------------------------------------------------------------------
 
 def test_eq6_by_hand():
     z, g = torch.tensor([[1., 2], [0, 1], [3, 0]]), torch.tensor([[1., 0], [2, 3]])
     y = torch.tensor([0, 1, 1])                                 # own similarities 1, 3, 6
     close(mi_loss(z, g, y, reduction="sum"), 0 + 4 + 25)
-    close(mi_loss(z, g, y), 29 / 3)                             # the default is the mean over images
+    close(mi_loss(z, g, y), 29 / 3)                         # the default is the mean over images
     close(mi_loss(z, g, y, E_W=4.0, E_H=9.0, reduction="sum"), 25 + 9 + 0)
 
 
@@ -292,7 +410,7 @@ def test_eq6_one_set_of_text_features_an_image():
     close(mi_loss(z, g, y), by_loop / 3)
 
 
-# Eq. (7) --------------------------------------------------------------------------------------------------------------
+# Eq. (7) ------------------------------------------------------------------------------------------
 
 def test_eq7_l_clip_has_the_logarithm():
     z, g, y, lam = units(3, 4), units(5, 4, seed=1), torch.tensor([4, 0, 2]), 0.3
@@ -316,10 +434,12 @@ def test_eq7_by_hand_with_the_weights_of_the_paper():
     close(loss, L_CLIP + 0.3 * 0.25 + 0.8 * 0.08)
 
 
-@pytest.mark.parametrize("reduction, l_lc, l_mi", [("mean", 4, (3.6 - 6) ** 2 / 2), ("sum", 24, (3.6 - 6) ** 2)])
+@pytest.mark.parametrize("reduction, l_lc, l_mi", [
+    ("mean", 4, (3.6 - 6) ** 2 / 2), ("sum", 24, (3.6 - 6) ** 2),
+])
 def test_eq7_lengths_weights_and_reduction(reduction, l_lc, l_mi):
     loss, terms = npt_loss(LOGITS, Z, G, Y, w1=2.0, w2=0.5, E_W=4.0, E_H=9.0, reduction=reduction)
-    close(terms["l_clip"], L_CLIP)                              # the lengths do not touch the logits
+    close(terms["l_clip"], L_CLIP)                          # the lengths do not touch the logits
     close(terms["l_lc"], l_lc)                                  # (0 + 4 / 2)^2
     close(terms["l_mi"], l_mi)
     close(loss, L_CLIP + 2 * l_lc + 0.5 * l_mi)
@@ -352,23 +472,32 @@ def test_eq7_one_set_of_text_features_an_image():
     close(loss, math.log(5) + 0.3 * l_lc + 0.8 * l_mi)
 
 
+@pytest.mark.parametrize("E_W, E_H", [(1.0, 4.0), (4.0, 1.0), (2.5, 0.3)])
+def test_eq7_lengths_are_no_new_freedom(E_W, E_H):
+    """E_W and E_H multiply w_1 by E_W^2 and w_2 by E_W E_H."""
+    z, g, y = units(3, 4), units(5, 4, seed=1), torch.tensor([4, 0, 2])
+    loss, _ = npt_loss(torch.zeros(3, 5), z, g, y, E_W=E_W, E_H=E_H)
+    l_mi = sum((dot(z[n], g[k]) - 1) ** 2 for n, k in enumerate(y.tolist())) / 3
+    close(loss, math.log(5) + 0.3 * E_W ** 2 * loop_eq5(g, 1) / 20 + 0.8 * E_W * E_H * l_mi)
+
+
 @pytest.mark.parametrize("w1, w2, g_grad, z_grad", [
-    (2.0, 0.0, 2 * 4 * 0.5 / 6 * (1 - G), 0 * Z),               # factor 4 as below; mean over 6 pairs
+    (2.0, 0.0, 2 * 4 * 0.5 / 6 * (1 - G), 0 * Z),           # factor 4 as below; mean over 6 pairs
     # only the first image is off, by -0.4; factor 2, mean over 2 images
     (0.0, 2.0, -0.8 * torch.tensor([[0.6, 0.8, 0], [0, 0, 0], [0, 0, 0]]),
      -0.8 * torch.tensor([[1., 0, 0], [0, 0, 0]])),
 ])
 def test_eq7_gradient_of_each_regularizer_by_hand(w1, w2, g_grad, z_grad):
     z, g = Z.clone().requires_grad_(), G.clone().requires_grad_()
-    loss, terms = npt_loss(LOGITS, z, g, Y, w1=w1, w2=w2)       # fixed logits: nothing comes from L_CLIP
+    loss, terms = npt_loss(LOGITS, z, g, Y, w1=w1, w2=w2)       # fixed logits: none of L_CLIP
     assert not any(term.requires_grad for term in terms.values())
     loss.backward()
     torch.testing.assert_close(g.grad, g_grad)
     torch.testing.assert_close(torch.zeros_like(z) if z.grad is None else z.grad, z_grad)
-    assert loss.dtype == torch.float32 and all(term.dtype == torch.float32 for term in terms.values())
+    assert all(value.dtype == torch.float32 for value in (loss, *terms.values()))
 
 
-# Sec. 4.3: the printed gradients, with the factors that autograd finds ------------------------------------------------
+# Sec. 4.3: the printed gradients, with the factors that autograd finds ----------------------------
 
 def clip_setting():
     z, g = units(5, 4).requires_grad_(), units(3, 4, seed=1).requires_grad_()
@@ -393,6 +522,15 @@ def test_sec43_image_gradient_of_l_clip():
         torch.testing.assert_close(z.grad[n], printed.detach() / (5 * lam))
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (6, 5, 4)])
+def test_sec43_l_clip_never_pushes_on_the_shared_part(shape):
+    """sum_k dL_CLIP/dg_k = 0 for free features: L_CLIP does not see what all texts share."""
+    z, g = units(6, 4), units(*shape, seed=1).requires_grad_()
+    clip_loss(similarities(z, g) / 0.2, torch.tensor([0, 0, 0, 1, 4, 2])).backward()
+    assert g.grad.norm().item() > 0.1
+    assert max(g.grad.sum(dim=-2).flatten().tolist(), key=abs) == pytest.approx(0, abs=1e-12)
+
+
 def encoder(t):
     """A stand-in for G_l or G_v: not linear, any length."""
     return torch.tanh(t @ units(3, 4, seed=9))
@@ -405,30 +543,35 @@ def test_sec43_prompt_gradient_of_l_lc_has_factor_4():
     for i in range(5):
         jacobian = torch.autograd.functional.jacobian(encoder, t.detach()[i])   # (4, 3)
         wanted = sum(4 * (dot(g[i], g[j]) + 1.5 / 4) * g[j] @ jacobian for j in range(5) if j != i)
-        torch.testing.assert_close(t.grad[i], wanted)           # 2 in print; the pairs (i, j) and (j, i) both hold t_i
+        # 2 in print; the pairs (i, j) and (j, i) both hold t_i
+        torch.testing.assert_close(t.grad[i], wanted)
 
 
 def test_sec43_prompt_gradient_of_l_mi_has_factor_2():
-    f, g, y = units(3, 3).requires_grad_(), units(5, 4, seed=1).requires_grad_(), torch.tensor([4, 0, 2])
+    f, g = units(3, 3).requires_grad_(), units(5, 4, seed=1).requires_grad_()
+    y = torch.tensor([4, 0, 2])                                 # each k once
     mi_loss(encoder(f), g, y, 2.0, 3.0, "sum").backward()
     g_grad, g = g.grad, g.detach()
     z = encoder(f.detach())
     for n, k in enumerate(y.tolist()):
         jacobian = torch.autograd.functional.jacobian(encoder, f.detach()[n])
-        torch.testing.assert_close(f.grad[n], 2 * (dot(z[n], g[k]) - math.sqrt(6)) * g[k] @ jacobian)
-        torch.testing.assert_close(g_grad[k], 2 * (dot(z[n], g[k]) - math.sqrt(6)) * z[n])      # each k once in y
+        error = dot(z[n], g[k]) - math.sqrt(6)
+        torch.testing.assert_close(f.grad[n], 2 * error * g[k] @ jacobian)
+        torch.testing.assert_close(g_grad[k], 2 * error * z[n])
 
 
-# Inputs ---------------------------------------------------------------------------------------------------------------
+# Inputs -------------------------------------------------------------------------------------------
 
 def test_losses_and_definitions_look_at_no_value():
-    """Tensors on the meta device have a shape and no value: any look at one, a wait for the GPU elsewhere, raises."""
+    """Tensors on the meta device have no value: any look at one, a wait for the GPU, raises."""
     for g_shape in [(6, 4), (3, 6, 4)]:
-        z, g = torch.empty(3, 4, device="meta", requires_grad=True), torch.empty(g_shape, device="meta")
+        z = torch.empty(3, 4, device="meta", requires_grad=True)
+        g = torch.empty(g_shape, device="meta")
         y = torch.empty(3, dtype=torch.int64, device="meta")
         loss, _ = npt_loss(class_probabilities(z, g, 0.01), z, g, y)
         loss.backward()
         assert delta_lcd(g).shape == lcd_rms(g).shape == delta_mid(z, g, y).shape == ()
+        assert [part.shape for part in lc_parts(g)] == [(), ()]
 
 
 def test_float32_is_enough_for_the_sum_over_imagenet():
@@ -443,15 +586,18 @@ z3, y3, g5 = torch.ones(3, 4), torch.zeros(3, dtype=torch.int64), torch.ones(5, 
 
 
 @pytest.mark.parametrize("z, g, y", [
-    (z3[0], g5, y3), (z3[:0], g5, y3[:0]), (z3, g5[0], y3), (z3, g5[:, :3], y3), (z3, g5.expand(2, 5, 4), y3),
-    (z3, g5.expand(1, 5, 4), y3), (z3, g5.expand(3, 3, 5, 4), y3), (z3, g5, y3[:2]), (z3, g5, y3[:, None]),
-    (z3, g5, y3.float()), (z3, g5, y3.int()),
-], ids=["z 1-D", "no image", "g 1-D", "d differs", "g of 2 images", "g of 1 image", "g 4-D", "y short", "y 2-D",
-        "y float", "y int32"])
+    (z3[0], g5, y3), (z3[:0], g5, y3[:0]), (z3, g5[0], y3), (z3, g5[:, :3], y3),
+    (z3, g5.expand(2, 5, 4), y3), (z3, g5.expand(1, 5, 4), y3), (z3, g5.expand(3, 3, 5, 4), y3),
+    (z3, g5, y3[:2]), (z3, g5, y3[:, None]), (z3, g5, y3.float()), (z3, g5, y3.int()),
+], ids=["z 1-D", "no image", "g 1-D", "d differs", "g of 2 images", "g of 1 image", "g 4-D",
+        "y short", "y 2-D", "y float", "y int32"])
 def test_shapes_that_do_not_fit_are_refused(z, g, y):
-    for call in (lambda: mi_loss(z, g, y), lambda: delta_mid(z, g, y), lambda: npt_loss(torch.ones(3, 5), z, g, y)):
+    def npt_of_ones(z, g, y):
+        return npt_loss(torch.ones(3, 5), z, g, y)
+
+    for call in (mi_loss, delta_mid, npt_of_ones, collapses):
         with pytest.raises(ValueError, match="wants .*got"):
-            call()
+            call(z, g, y)
 
 
 @pytest.mark.parametrize("call, match", [
@@ -467,6 +613,9 @@ def test_shapes_that_do_not_fit_are_refused(z, g, y):
     (lambda: clip_loss(torch.ones(3, 5), y3[:2]), "clip_loss"),
     (lambda: clip_loss(torch.ones(3, 5), torch.ones(3, 5)), "clip_loss"),
     (lambda: class_probabilities(z3, g5[:, :2], 0.01), "class_probabilities"),
+    (lambda: similarities(z3, g5.expand(1, 5, 4)), "similarities"),
+    (lambda: lc_parts(torch.ones(1, 4)), "lc_parts.*K >= 2"),
+    (lambda: collapses(torch.eye(3), torch.eye(3)[:2], torch.arange(3)), r"wants g \(3, 3\)"),
     (lambda: npt_loss(torch.ones(3, 4), z3, g5, y3), r"logits \(N, K\) = \(3, 5\)"),
     (lambda: npt_loss(torch.ones(3, 5), z3, g5, y3, w1=-1), "w1=-1"),
     (lambda: npt_loss(torch.ones(3, 5), z3, g5, y3, w2=-1), "w2=-1"),

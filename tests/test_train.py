@@ -7,8 +7,8 @@ import random
 import re
 import subprocess
 import sys
-import types
 import urllib.error
+import zlib
 from pathlib import Path
 
 import pytest
@@ -148,7 +148,7 @@ def toy(n=(4, 3, 2)):
 
 def toy_args(**changes):
     """Settings of a short run as the command line makes them, some then changed."""
-    args = train.parse(["--npt", "--epochs", "2", "--lr", "0.05"])
+    args, = train.parse(["--npt", "--epochs", "2", "--lr", "0.05"])
     train.settle(args, data.load("world"))
     for name, value in changes.items():
         assert hasattr(args, name)
@@ -168,19 +168,24 @@ def by_hand(learner, items, pictures, args):
         torchvision.transforms.Normalize((.48145466, .4578275, .40821073),
                                          (.26862954, .26130258, .27577711))])
 
-    class Views(torch.utils.data.Dataset):
-        def __len__(self):
-            return len(items)
+    def seeded(*numbers):
+        torch.manual_seed(zlib.crc32(" ".join(map(str, numbers)).encode()))
 
-        def __getitem__(self, i):
-            return view(pictures[items[i][0]]), items[i][1]
+    def batches(epoch):
+        """Order from seed and epoch, the crop of an image from its place in the list too."""
+        seeded(args.seed, epoch)
+        order, B = torch.randperm(len(items)).tolist(), args.batch_size
+        for start in range(0, len(items) - len(items) % B, B):
+            images = []
+            for i in order[start:start + B]:
+                seeded(args.seed, epoch, i)
+                images.append(view(pictures[items[i][0]]))
+            yield torch.stack(images), torch.tensor([items[i][1] for i in order[start:start + B]])
 
-    batches = torch.utils.data.DataLoader(Views(), batch_size=args.batch_size, shuffle=True,
-                                          drop_last=True)
     learned, speed, logged = prompts.trainable(learner), {}, []
     lam = 1 / learner.clip.logit_scale.exp()
-    for rate in (1e-5, args.lr):                            # epoch 0, then the top of the cosine
-        for images, y in batches:
+    for epoch, rate in enumerate((1e-5, args.lr)):          # then the top of the cosine
+        for images, y in batches(epoch):
             _, z, g = textbook.forward(learner, images)
             terms = textbook.L(z, g, y, lam, args.w1, args.w2, args.ew, args.eh)
             logged.append([t.item() for t in terms])
@@ -286,8 +291,7 @@ def test_printed_sum_instead_of_the_mean(at, archive):
 # ---------------------------------------------------------------------------------------------------- settings resolved
 
 def settings(*argv, dataset="eurosat", base_novel=True):
-    args = train.parse([str(word) for word in argv])
-    train.check(args)
+    args, = train.parse([str(word) for word in argv])
     items = [("a.jpg", 0)]
     train.settle(args, data.Dataset(dataset, ["x"] * 10, "{} texture.", items, [], [], "", True, Path("."),
                                     base_novel=base_novel))
@@ -321,7 +325,7 @@ def test_bare_is_maple_with_npt_and_one_argument_is_not_bare(monkeypatch):
     assert train.main([]) == 0
     args, = said
     assert (args.method, args.npt, args.tau, args.dataset) == ("maple", True, .01, "world")
-    args = train.parse(["--seed", "2"])
+    args, = train.parse(["--seed", "2"])
     assert (args.method, args.npt, args.tau) == ("maple", False, 1.0)
 
 
@@ -350,8 +354,8 @@ def test_eurosat_command_with_the_official_split(at, archive):
     before = files(at / "data")
     printed = done(*EUROSAT, "--backbone", archive)
     assert files(at / "data") == before                                 # nothing is written beside the pictures
-    run, = Path("runs").iterdir()
-    assert run.name == "eurosat-maple-npt-tau0.01-seed1"
+    run = Path("runs/eurosat-maple-npt-tau0.01-seed1")
+    assert {p.name for p in run.parent.iterdir()} == {run.name, "features"}
     result = json.loads((run / "result.json").read_text())
     assert result["official_split"] is True and result["split"].startswith("CoOp's split_zhou_EuroSAT.json")
     assert result["backbone"] == str(archive) and result["dataset"] == "eurosat"
@@ -519,8 +523,8 @@ def test_loss_that_is_not_finite_names_term_and_step(at, archive):
     line = refused(*words, "--epochs", 3, "--out", "run")
     # half of 24 images are three steps an epoch: the fourth still sees the warm-up's tokens, the fifth those of lr 1e30
     assert re.search("error: l_(clip|lc|mi) became nan at step 5, epoch 1", line)
-    assert not Path("run").exists()
-    rows = read(Path("run.part/log.csv"))
+    assert not Path("run/result.json").exists()
+    rows = read(Path("run/log.csv"))
     assert len(rows) == 5 and rows[-1]["loss"] == "nan" and rows[-2]["loss"] != "nan"
 
 
@@ -688,8 +692,10 @@ def test_nothing_is_written_outside_the_run_folder(quick, at):
     before = files(at)
     done(*quick, "--out", "deep/er/run")
     after = files(at)
-    assert {name for name in after if name not in before} == {f"deep/er/run/{n}" for n in (
-        "drawn.csv", "log.csv", "prompts.pt", "result.json", "run.json")}
+    features, = Path("deep/er/features").iterdir()                      # kept for the next run
+    assert {name for name in after if name not in before} == {str(features), *(
+        f"deep/er/run/{n}" for n in ("drawn.csv", "log.csv", "prompts.pt", "result.json",
+                                     "run.json"))}
     assert all(after[name] == value for name, value in before.items())
     assert sorted(p.name for p in at.iterdir()) == ["deep", "pets"]
 
@@ -698,71 +704,32 @@ def test_a_finished_run_is_not_overwritten(quick):
     done(*quick, "--out", "run")
     before = files(Path("run"))
     assert "holds a finished run" in refused(*quick, "--out", "run")
-    assert files(Path("run")) == before and not Path("run.part").exists()
+    assert files(Path("run")) == before
     done(*quick)
-    done(*quick)                                                        # without --out the next one is numbered
-    assert sorted(p.name for p in Path("runs").iterdir()) == ["pets-coop-tau1-seed1", "pets-coop-tau1-seed1-2"]
+    done(*quick)                                    # without --out the next one is numbered
+    assert {p.name for p in Path("runs").iterdir()} == {
+        "pets-coop-tau1-seed1", "pets-coop-tau1-seed1-2", "features"}
 
 
-def test_out_that_cannot_become_a_run_is_refused_before_training(quick, monkeypatch):
+def test_out_that_cannot_become_a_run_is_refused_before_training(quick, monkeypatch, at):
     monkeypatch.setattr(train, "train", lambda *args: pytest.fail("trained"))
     Path("a file").write_text("mine")
     Path("full").mkdir()
     Path("full/notes.txt").write_text("mine")
+    Path("u.part").mkdir()
+    before = files(at)
     for out in ("a file", "full", ".", "a file/run"):
         refused(*quick, "--out", out)
-    assert Path("full/notes.txt").read_text() == Path("a file").read_text() == "mine"
+    assert files(at) == before and Path("u.part").is_dir()
 
 
 def test_an_empty_folder_may_become_the_run(quick):
     Path("empty").mkdir()
     done(*quick, "--out", "empty")
-    assert Path("empty/result.json").exists() and not Path("empty.part").exists()
-
-
-def test_an_interrupted_run_leaves_no_finished_folder(quick, monkeypatch):
-    """... and the same command then works, while other runs do not touch what it left."""
-    real = train.train
-
-    def interrupted(learner, dataset, items, args, folder):
-        (folder / "log.csv").write_text("epoch,step\n")
-        raise KeyboardInterrupt
-    monkeypatch.setattr(train, "train", interrupted)
-    for out in (["--out", "run"], []):
-        code, _, err = call(train.main, *quick, *out)
-        assert code == 130 and "interrupted" in err and "Traceback" not in err
-    assert not Path("run").exists() and Path("run.part/log.csv").read_text() == "epoch,step\n"
-    monkeypatch.setattr(train, "train", real)
-    assert "no finished run" in refused("run", main=evaluate.main)
-    assert "no finished run" in refused("run.part", main=evaluate.main)
-    done(*quick, "--out", "run")
-    assert not Path("run.part").exists() and len(files(Path("run"))) == 5
-    done(*quick)                                                        # the folder of a run that may still be going on
-    assert sorted(p.name for p in Path("runs").iterdir()) == ["pets-coop-tau1-seed1-2", "pets-coop-tau1-seed1.part"]
+    assert Path("empty/result.json").exists() and not Path("empty/.lock").exists()
 
 
 def test_a_dataset_given_as_this_folder_has_its_name(quick, at, monkeypatch, archive):
     monkeypatch.chdir(at / "pets")
     done("--method", "zeroshot", "--dataset", ".", "--backbone", archive, "--out", at / "run")
     assert json.loads((at / "run" / "result.json").read_text())["dataset"] == "pets"
-
-
-def test_all_runs_the_eleven_and_skips_what_is_finished(at, monkeypatch, capsys):
-    loaded, ran = data.load, []
-    monkeypatch.setattr(data, "load", lambda name, *a, **k: loaded("world", *a, **k))
-    done = at / "r" / data.ALL[0]
-    done.mkdir(parents=True)
-    (done / "result.json").write_text(json.dumps({"dataset": data.ALL[0], "base": 10.0, "novel": 20.0, "harmonic_mean": 13.0}))
-
-    (done / "run.json").write_text(json.dumps({**vars(train.parse(["--method", "maple"])), "out": "", "lr": .0035}))
-
-    def fake(args):
-        ran.append(args.dataset)
-        return {"dataset": args.dataset, "base": 32.0, "novel": 31.0, "harmonic_mean": 35.0}
-
-    monkeypatch.setattr(train, "run", fake)
-    assert train.main(["--method", "maple", "--dataset", "all", "--out", "r"]) == 0
-    assert ran == data.ALL[1:] and len(data.ALL) == 11
-    assert capsys.readouterr().out.splitlines()[-2].split() == ["average", "30.00", "30.00", "33.00"]
-    assert train.main(["--method", "maple", "--dataset", "all", "--out", "r", "--lr", "0.1"]) == 2
-    assert "finished with another --lr: choose another --out" in capsys.readouterr().err
