@@ -1,72 +1,221 @@
-"""The README says what is there: its map, its commands, its files."""
+"""The README and the pages beside it say what is there: their map, their commands, their files."""
 import ast
+import csv
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
 import data
+import evaluate
 import train
 
 ROOT = Path(train.__file__).parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", "assets/datasets.md", "assets/reproducing.md"]
+TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+README = TEXT["README.md"]
 MODULES = ["clip_model.py", "prompts.py", "losses.py", "data.py", "train.py", "evaluate.py"]
+FIGURES = {"1", "2", "4", "5", "history"}
 
 
 def defined(file):
     """Names of all functions and classes of a file, methods too."""
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    return {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    return {node.name for node in ast.walk(tree)
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
+
+def words_of(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def section(title):
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def commands(page):
+    """The commands in a page's blocks, each on one line, and `python ...` in its text."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT[page], flags=re.M | re.S)
+    lines = [" ".join(line.split()) for language, block in blocks if not language
+             for line in block.replace("\\\n", " ").splitlines()]
+    shown = [part for line in lines for part in line.split(" && ")]
+    inline = [" ".join(code.split()) for code in re.findall(r"`(python [^`]+)`", TEXT[page])]
+    return [c for c in shown + inline if c.startswith(("python ", "torchrun "))]
+
+
+def arguments(script, page):
+    """The words behind a script's name in each of a page's commands; "..." is left out."""
+    found = [re.fullmatch(rf"(?:python|torchrun --nproc-per-node \w+) {script}(.*)", command)
+             for command in commands(page)]
+    return [[word for word in match[1].split() if word != "..."] for match in found if match]
+
+
+# the map ------------------------------------------------------------------------------------------
 
 def test_map_names_what_exists():
-    rows = [line for line in README.split("## Map")[1].split("\n\nTo read")[0].splitlines() if line.startswith("| ")][2:]
-    assert len(rows) >= 14
+    rows = [line for line in section("Map").splitlines() if line.startswith("| ")][2:]
+    assert len(rows) >= 24
     for row in rows:
         _, code, test = row.strip("| ").split(" | ")
-        assert "tests/test_" in test, row
-        file = None
-        for word in re.findall(r"`([^`]+)`", f"{code} {test}"):
-            if word.endswith(".py"):
-                file = word
-            else:
-                assert word in defined(file), f"{file} has no {word}"
+        module, *names = words_of(code)
+        assert set(names) <= defined(module), row
+        file, tests = f"test_{Path(module).name}", words_of(test)
+        if tests[0].endswith(".py"):
+            file, *tests = tests
+        assert tests and set(tests) <= defined(f"tests/{file}"), row
+        assert all(name.startswith("test_") for name in tests)
 
 
 def test_every_equation_and_definition_has_a_row():
-    place = README.split("## Map")[1].split("## Where")[0]
-    for wanted in ("Eq. (1)", "Eqs. (2), (3)", "Eq. (5)", "Eq. (6)", "Eq. (7)", "Def. 1", "Def. 2", "Def. 3", "Sec. 4.3"):
-        assert wanted in place
+    places = [line.split(" | ")[0] for line in section("Map").splitlines()]
+    for wanted in ("Eq. (1)", "Eq. (2)", "Eq. (3)", "Eq. (5)", "Eq. (6)", "Eq. (7)", "Def. 1",
+                   "Def. 2", "Def. 3", "Sec. 3.2", "Sec. 4.3", "Sec. 5", "Table 1", "Table 3"):
+        assert any(wanted in place for place in places), wanted
 
 
-def test_commands_parse():
-    commands = re.findall(r"^python train\.py(.*)$", README, flags=re.M)
-    assert " --method maple --npt --tau 0.01 --dataset eurosat" in commands
-    for words in commands:
-        train.parse(words.split())
-    assert "pip install -r requirements.txt && python train.py" in README and "python -m pytest" in README
+def test_the_objective_names_what_exists():
+    rows = re.findall(r"^\S.*Eq\. \((\d)\)  (\w+\.py) (\w+)$", README, flags=re.M)
+    assert [number for number, _, _ in rows] == ["1", "5", "6", "7"]
+    for _, file, name in rows:
+        assert name in defined(file)
 
+
+def test_changing_it_names_what_exists():
+    text = section("Changing it")
+    for file in re.findall(r"`((?:assets/|tests/)?\w+\.(?:py|md))`", text):
+        assert (ROOT / file).is_file(), file
+    for file, name in [("prompts.py", "Learner"), ("prompts.py", "text_features"),
+                       ("prompts.py", "image_features"), ("prompts.py", "build"),
+                       ("losses.py", "npt_loss"), ("train.py", "settle"), ("train.py", "train")]:
+        assert f"`{name}`" in text and name in defined(file)
+    for file, name in [("prompts.py", "METHODS"), ("prompts.py", "DEFAULTS"),
+                       ("train.py", "OPTIMISER"), ("train.py", "TERMS"), ("data.py", "ROWS"),
+                       ("assets/tables.py", "LEARNERS"), ("assets/tables.py", "NPT_ALONE"),
+                       ("tests/test_prompts.py", "SETTINGS"), ("tests/test_data.py", "LAYOUTS")]:
+        assert f"`{name}`" in text
+        assert re.search(rf"^{name} = ", (ROOT / file).read_text(encoding="utf-8"), flags=re.M)
+
+
+# commands and code --------------------------------------------------------------------------------
+
+def test_the_two_commands_and_the_one_that_the_bare_one_stands_for():
+    assert "pip install -r requirements.txt && python train.py\npython -m pytest\n" in README
+    assert f"`python train.py {train.BARE}`" in README
+    assert "\npython train.py --method maple --npt --tau 0.01 --dataset eurosat\n" in README
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_script_of_a_command_exists(page):
+    for command in commands(page):
+        script = re.search(r"\S+\.py\b", command)
+        assert script or command == "python -m pytest", command
+        assert not script or (ROOT / script[0]).is_file(), command
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_parse(page):
+    for words in arguments(r"train\.py", page):
+        assert train.parse(words), words
+    for words in arguments(r"evaluate\.py", page):
+        evaluate.check(evaluate.parse(words))
+    for words in arguments(r"data\.py", page):
+        data.parse(words)
+    for words in arguments(r"assets/figures\.py", page):
+        assert words[0] in FIGURES and words[-2] == "--out" and len(words) >= 4, words
+
+
+def test_there_are_commands_to_parse():
+    count = {page: len(arguments(r"(?:train|evaluate)\.py", page)) for page in PAGES}
+    assert count["README.md"] >= 8 and count["assets/reproducing.md"] >= 15
+
+
+def test_a_grid_has_as_many_runs_as_the_page_says():
+    grids = {len(train.parse(words)) for words in arguments(r"train\.py", "assets/reproducing.md")}
+    for number, words in ((396, "396 runs with three seeds"), (36, "36 runs, about")):
+        assert number in grids and words in TEXT["assets/reproducing.md"]
+
+
+def test_the_lines_of_import_run():
+    """As they stand, but for the weights: the tiny CLIP's."""
+    code, = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len(code.splitlines()) == 5 and '"ViT-B/16"' in code
+    names = {"images": torch.zeros(3, 3, 32, 32), "y": torch.tensor([0, 1, 1])}
+    exec(code.replace("ViT-B/16", "tiny"), names)
+    assert names["loss"].isfinite() and set(names["terms"]) == {"l_clip", "l_lc", "l_mi"}
+    assert names["learner"].show_prompt("River") == "[u_1] [u_2] of a River."
+
+
+def test_counts_of_learned_numbers_on_vit_b_16():
+    """From the sizes of the two towers, written out."""
+    w, w_v, d = 512, 768, 512
+    maple = 9 * (2 * w + w * w_v + w_v)
+    cocoop = 4 * w + d * (d // 16) + d // 16 + d // 16 * w + w
+    text = " ".join(README.split())
+    assert f"{maple:,} are learned" in text
+    assert f"CoOp learns {16 * w:,}, CoCoOp {cocoop:,}" in text
+
+
+def test_the_estimates_start_from_the_measured_steps():
+    with open(ROOT / "assets" / "speed.csv", encoding="utf-8", newline="") as file:
+        seconds = {row["case"]: row["seconds"] for row in csv.DictReader(file)
+                   if (row["form"], row["dtype"]) == ("fast", "float32")}
+    text = " ".join(TEXT["assets/reproducing.md"].split())
+    maple = [seconds[f"step, maple, {K} classes, 4 images"] for K in (5, 50, 500, 1000)]
+    cocoop = [seconds[f"step, cocoop, {K} classes, 1 images"] for K in (50, 500)]
+    assert "{}, {}, {} and {} s at 5, 50, 500 and 1,000 classes".format(*maple) in text
+    assert "{} and {} s at 50 and 500".format(*cocoop) in text
+    assert seconds["evaluation, maple, 500 classes, 200 images"] + " s for 200 images" in text
+
+
+# form ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_fit_into_100_columns(page):
+    for line in TEXT[page].splitlines():
+        assert len(line) <= 100 or line.startswith("| "), line
+
+
+def test_the_readme_is_short():
+    assert len(re.findall(r"\S+", README)) <= 2100
+    assert all(len(line) <= 100 for line in README.splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)]+)\)", TEXT[page])
+    assert links or page == "assets/datasets.md"
+    for link in links:
+        assert ((ROOT / page).parent / link).is_file(), link
+
+
+# datasets, packages, weights ----------------------------------------------------------------------
 
 def test_every_dataset_of_the_paper_stands_in_the_table():
-    table = README.split("## Datasets")[1].split("## Speed")[0]
     for name, row in data.ROWS.items():
-        line, = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+        line, = [line for line in TEXT["assets/datasets.md"].splitlines()
+                 if line.startswith(f"| {name} |")]
         assert f"| {row.classes} |" in line and f"`{row.template}`" in line
         assert ("fetched" in line) == bool(row.fetch)
+        assert ("split by hand" in line) == bool(row.fetch and row.split)
 
 
 def test_requirements_are_six_ordinary_packages():
-    assert (ROOT / "requirements.txt").read_text().split() == ["torch", "torchvision", "ftfy", "regex", "tqdm", "pytest"]
+    packages = (ROOT / "requirements.txt").read_text().split()
+    assert packages == ["torch", "torchvision", "ftfy", "regex", "tqdm", "pytest"]
 
 
 def test_matplotlib_is_imported_only_where_a_figure_is_drawn():
     for file in MODULES:
         for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
-                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
                 assert not any(name.startswith("matplotlib") for name in names), file
 
 
 def test_weights_are_never_unpickled():
     for file in [*MODULES, *(f"assets/{p.name}" for p in (ROOT / "assets").glob("*.py"))]:
         text = (ROOT / file).read_text(encoding="utf-8")
-        assert len(re.findall(r"torch\.load\(", text)) == len(re.findall(r"torch\.load\([^\n]*weights_only=True", text)), file
+        loads = re.findall(r"torch\.load\([^\n]*", text)
+        assert all("weights_only=True" in load for load in loads), file
         assert "import pickle" not in text
