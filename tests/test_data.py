@@ -4,6 +4,7 @@ import io
 import json
 import os
 import unicodedata
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -765,22 +766,21 @@ def test_batches_come_in_order_and_whole(device):
         data.batches(dataset, [], 4, device)
 
 
-def test_training_batches_are_shuffled_by_torchs_generator_and_whole():
+def test_training_batches_are_drawn_from_seed_and_epoch_and_whole():
     dataset = in_memory(7)
-    loader = data.training_batches(dataset, dataset.train, 4, "cpu", 3)
-    torch.manual_seed(5)
-    first, second = ([labels.tolist() for _, labels in loader] for _ in range(2))
-    assert [len(batch) for batch in first] == [3, 3] and first != second       # no small last one
-    assert sum(first, []) != sorted(sum(first, [])) and len(set(sum(first, []))) == 6
-    torch.manual_seed(5)
-    by_hand = torch.utils.data.DataLoader(range(7), batch_size=3, shuffle=True, drop_last=True)
-    torch.manual_seed(5)
-    assert [labels.tolist() for labels in by_hand] == first
-    small, = data.training_batches(dataset, dataset.train, 4, "cpu", 20)       # the only one stays
+    loader = data.training_batches(dataset, dataset.train, 4, "cpu", 3, epochs=2, seed=5)
+    batches = [labels.tolist() for _, labels in loader]
+    assert [len(batch) for batch in batches] == [3] * 4                     # no small last one
+    for epoch in (0, 1):
+        generator = torch.Generator().manual_seed(zlib.crc32(f"5 {epoch}".encode()))
+        order = torch.randperm(7, generator=generator).tolist()
+        assert batches[2 * epoch] + batches[2 * epoch + 1] == order[:6]
+    assert batches[:2] != batches[2:]
+    small, = data.training_batches(dataset, dataset.train, 4, "cpu", 20, epochs=1, seed=5)
     assert sorted(small[1].tolist()) == list(range(7)) and small[0].shape == (7, 3, 4, 4)
     dataset.crop_scale = (0.5, 1.0)
-    view = data.training_batches(dataset, dataset.train, 4, "cpu", 3).dataset.transform
-    assert view.transforms[0].scale == (0.5, 1.0)
+    loader = data.training_batches(dataset, dataset.train, 4, "cpu", 3, epochs=1, seed=5)
+    assert loader.dataset.transform.transforms[0].scale == (0.5, 1.0)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

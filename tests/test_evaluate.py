@@ -123,7 +123,8 @@ def test_limits_of_the_groups(small_clip, tmp_path):
     items = [(str(k), k) for k in range(6)]
     dataset = toy("abcdef", items)
     learner = prompts.build("zeroshot", small_clip, dataset.classnames)
-    result = evaluate.evaluate_classes(learner, dataset, list(range(6)), [8, 7, 3, 2, 1, 0], tmp_path, {})
+    result = evaluate.evaluate_classes(learner, dataset, list(range(6)), [8, 7, 3, 2, 1, 0], tmp_path,
+                              evaluate.FrozenFeatures(dataset))
     groups = [row["group"] for row in read(tmp_path / "per_class.csv")]
     assert groups == ["many", "medium", "medium", "few", "few", "unseen"]
     assert {g: v["classes"] for g, v in result["groups"].items()} == {"many": 1, "medium": 2, "few": 2, "unseen": 1}
@@ -132,18 +133,21 @@ def test_limits_of_the_groups(small_clip, tmp_path):
 def test_a_class_without_test_pictures_is_in_no_group(small_clip, tmp_path):
     dataset = toy("ab", [("0", 0), ("1", 0)])
     learner = prompts.build("zeroshot", small_clip, dataset.classnames)
-    result = evaluate.evaluate_classes(learner, dataset, [0, 1], [8, 8], tmp_path, {})
+    result = evaluate.evaluate_classes(learner, dataset, [0, 1], [8, 8], tmp_path,
+                              evaluate.FrozenFeatures(dataset))
     assert list(read(tmp_path / "per_class.csv")[1].values()) == ["b", "8", "many", "0", "nan"]
     assert result["groups"]["many"] == {"classes": 1, "recall": result["accuracy"]}
     with pytest.raises(ValueError, match="toy: none of the classes to evaluate has a test picture"):
-        evaluate.evaluate_classes(learner, dataset, [1], [8], tmp_path, {})
+        evaluate.evaluate_classes(learner, dataset, [1], [8], tmp_path,
+                              evaluate.FrozenFeatures(dataset))
 
 
 def test_labels_are_those_of_the_classes_asked_for(small_clip, tmp_path):
     """Classes 3, 1 of four: prompts, relabelled test images and names in this order."""
     dataset = toy("abcd", [(str(i), i % 4) for i in range(12)])
     learner = prompts.build("zeroshot", small_clip, dataset.classnames)
-    result = evaluate.evaluate_classes(learner, dataset, [3, 1], [5, 0], tmp_path, {})
+    result = evaluate.evaluate_classes(learner, dataset, [3, 1], [5, 0], tmp_path,
+                              evaluate.FrozenFeatures(dataset))
     assert result["num_classes"] == 2 and result["test_images"] == 6
     rows = read(tmp_path / "per_class.csv")
     assert [(row["class"], row["training_images"]) for row in rows] == [("d", "5"), ("b", "0")]
@@ -253,6 +257,13 @@ def cut(path, size):
     path.write_bytes(path.read_bytes()[:size])
 
 
+def forget_checksum(run):
+    """A result as the previous version wrote it."""
+    result = json.loads((run / "result.json").read_text())
+    del result["prompts_sha256"]
+    (run / "result.json").write_text(json.dumps(result))
+
+
 def swap(path, **parts):
     torch.save(torch.load(path, weights_only=True) | parts, path)
 
@@ -266,7 +277,14 @@ def swap(path, **parts):
     (lambda run: torch.save({"learned": {}, "settings": {}}, run / "prompts.pt"), "not a run's learned tensors"),
     (lambda run: torch.save({"ctx": torch.zeros(2, 64)}, run / "prompts.pt"), "not a run's learned tensors"),
     (lambda run: swap(run / "prompts.pt", learned={"ctx": torch.zeros(2, 8)}),
+     "its tensors are not those that result.json was measured with"),
+    (lambda run: (forget_checksum(run), swap(run / "prompts.pt", learned={"ctx": torch.zeros(2, 8)})),
      "must hold ctx of shape (2, 64), it has one of shape (2, 8)"),
+    (lambda run: swap(run / "prompts.pt", learned={"ctx": torch.full((2, 64), torch.nan)}),
+     "ctx is not finite"),
+    (lambda run: swap(run / "prompts.pt", learned={"ctx": torch.ones(2, 64).int()}),
+     "ctx is no dense float32 tensor"),
+    (lambda run: swap(run / "prompts.pt", learned=None), "not a run's learned tensors"),
 ])
 def test_a_run_that_cannot_be_read(own, damage, line):
     damage(own / "run")
@@ -525,7 +543,8 @@ def test_text_features_are_made_once_for_an_evaluation(small_clip, tmp_path, mon
     learner = prompts.build(method, small_clip, ["c"])
     made, encode = [], prompts.encode_prompts
     monkeypatch.setattr(prompts, "encode_prompts", lambda *a: made.append(1) or encode(*a))
-    evaluate.evaluate_classes(learner, dataset, [0, 1], [1, 1], tmp_path, {})
+    evaluate.evaluate_classes(learner, dataset, [0, 1], [1, 1], tmp_path,
+                              evaluate.FrozenFeatures(dataset))
     assert len(made) == times
 
 
@@ -583,7 +602,8 @@ def test_low_precision_agrees_on_the_embedded_world(world_run):
     dataset, predicted = data.load("world"), {}
     for dtype in (torch.float32, torch.bfloat16):
         learner, _ = evaluate.load_run(world_run, dtype=dtype, classnames=dataset.classnames[:12])
-        result, probabilities = evaluate.score(learner, dataset, list(range(12)), {})
+        result, probabilities = evaluate.score(learner, dataset, list(range(12)),
+                                              evaluate.FrozenFeatures(dataset))
         predicted[dtype] = probabilities.argmax(dim=1), result["accuracy"]
     (a, accuracy_a), (b, accuracy_b) = predicted.values()
     assert (a == b).float().mean() >= .99 and abs(accuracy_a - accuracy_b) <= .5
