@@ -4,6 +4,7 @@
     python evaluate.py RUN --task cross-dataset --targets world_shapes world_colours    # Table 2
     python evaluate.py RUN --task domain-generalization --targets world_sketch          # Table 4
     python evaluate.py RUN --image photo.jpg            # the top classes of a photo
+    python evaluate.py RUN --features features.npz      # image and text features, for numpy
 
 Accuracy is top-1 over all test images, in per cent, base images against base classes and novel
 against novel, as the originals have it; Table 1 has the harmonic mean of both. Beside it stand
@@ -11,10 +12,12 @@ Definitions 2 and 3, L_LC's two parts and the three collapses of Sec. 3.2.
 """
 import csv
 import hashlib
+import io
 import json
 import sys
 from pathlib import Path
 
+import numpy  # torchvision depends on it
 import torch
 from tqdm import tqdm
 
@@ -130,6 +133,20 @@ def score(learner, dataset, labels, frozen, show=None):
         raise ValueError(f"{dataset.name}: none of the classes to evaluate has a test picture")
     learner.set_classes([dataset.classnames[k] for k in labels])
     return measure(learner, *test_features(learner, dataset, labels, frozen, show))
+
+
+@torch.no_grad()
+def features(learner, dataset, labels, frozen, show=None):
+    """z (N, d), y (N,) of the test images of some classes and g (K, d), with which they are scored.
+
+    CoCoOp's texts belong to images; g is then their mean over these images.
+    """
+    learner.set_classes([dataset.classnames[k] for k in labels])
+    z, y = test_features(learner, dataset, labels, frozen, show)
+    if not learner.per_image:
+        return z, y, learner.text_features()
+    few = max(1, 2000 // len(labels))                                   # B x K texts at a time
+    return z, y, sum(learner.text_features(z_b).sum(dim=0) for z_b in z.split(few)) / len(z)
 
 
 def text_measures(g):
@@ -356,6 +373,28 @@ def base_to_novel(learner, settings, dataset, parts, out, frozen):
     return results
 
 
+def export(learner, settings, dataset, parts, path, frozen):
+    """The features of a run as a .npz file for numpy: z (N, d), y (N,) and pictures (N,), g (K, d).
+
+    y counts through the K classes of all parts; classnames and part (K,) say what they are. Each
+    part was scored on its own: its images against its texts.
+    """
+    z, y, g, pictures, names, part, K = [], [], [], [], [], [], 0
+    for word, labels in parts.items():
+        of_part = features(learner, dataset, labels, frozen, f"test images, {word}")
+        for kept, new in zip((z, y, g), of_part, strict=True):
+            kept.append(new.cpu().numpy())
+        y[-1] = y[-1] + K
+        pictures += [picture for picture, _ in data.select(dataset.test, labels)]
+        names, part, K = names + learner.classnames, part + [word] * len(labels), K + len(labels)
+    content = io.BytesIO()
+    numpy.savez(content, z=numpy.concatenate(z), y=numpy.concatenate(y), g=numpy.concatenate(g),
+                pictures=pictures, classnames=names, part=part, method=settings["method"],
+                backbone=settings["backbone"], temperature=float(learner.clip.temperature))
+    data.write(path, content.getvalue())
+    print(f"saved in {path}: {len(pictures)} images, {K} classes")
+
+
 def transfer(learner, settings, targets, data_root, out):
     """Tables 2 and 4: a run's prompts on other datasets, beside zero-shot CLIP on each."""
     datasets = {target: data.load(target, data_root) for target in targets}     # before any work
@@ -428,6 +467,8 @@ def parse(argv=None):
     add("--image", nargs="+", metavar="FILE", help="classify these pictures instead")
     add("--classnames", metavar="FILE",
         help="with --image: class names, one a line, also ones never trained (the run's)")
+    add("--features", type=Path, metavar="FILE.npz",
+        help="write image and text features, labels and names to a file for numpy instead")
     add("--out", type=Path, help="folder for the CSV files (evaluation/ in the run's folder); with "
                                  "--table a file (printed)")
     add_machine_arguments(add, data_root=None)
@@ -440,6 +481,11 @@ def check(args):
         raise ValueError("several runs go with --table; evaluate them one by one otherwise")
     if args.classnames and not args.image:
         raise ValueError("--classnames goes with --image; a dataset has its own class names")
+    if args.features and (args.table or args.image or args.task != "base-to-novel"):
+        raise ValueError("--features is of a run's own test images: leave out --table, --image and "
+                         "--task")
+    if args.features and args.features.suffix != ".npz":
+        raise ValueError(f"--features {args.features}: expected a name that ends in .npz")
     if args.targets and args.task == "base-to-novel":
         raise ValueError("--targets goes with --task cross-dataset or domain-generalization")
     if args.task != "base-to-novel" and args.classes:
@@ -492,6 +538,8 @@ def run(args):
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
         parts = tested_classes(dataset, settings, args.classes, args.run)
         frozen = FrozenFeatures(dataset, args.run.parent / "features")
+        if args.features:
+            return export(learner, settings, dataset, parts, args.features, frozen)
         results = base_to_novel(learner, settings, dataset, parts, out, frozen)
         facts = {"split": dataset.split, "official_split": dataset.official_split,
                  "test_images": settings.get("test_images")}
