@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
@@ -31,7 +32,7 @@ from assets import tables, world
 
 ENDINGS = (".png", ".svg", ".pdf")
 PANELS = ("zero-shot", "balanced", "long-tailed", "long-tailed with NPT")       # of Fig. 1
-MOST_CLASSES, MOST_IMAGES = 12, 100                     # drawn in Fig. 1; images of each class
+MOST_CLASSES, MOST_IMAGES = 12, 25                     # drawn in Fig. 1; images of each class
 HISTORY = {"delta_lcd": r"$\Delta_{LCD}$", "lc_shared": r"$L_{LC}$: shared",
            "lc_unequal": r"$L_{LC}$: unequal angles", "delta_mid": r"$\Delta_{MID}$",
            "feature_collapse": "feature collapse", "prototype_collapse": "prototype collapse",
@@ -99,7 +100,11 @@ def cells(runs, key):
 
 def remarks(cells):
     """What the tables mark, in words: subsets of test images, private splits, the backbone."""
-    return [tables.MARKS[mark] for mark in tables.join_marks(cells, "")]
+    return in_words(tables.join_marks(cells, ""))
+
+
+def in_words(marks):
+    return [f"Runs: {'; '.join(tables.MARKS[mark] for mark in marks)}."] if marks else []
 
 
 # What Fig. 1 shows ----------------------------------------------------------------------------
@@ -160,7 +165,7 @@ def gather(panel, run, which, data_root):
     parts = evaluate.tested_classes(dataset, settings, which, run["folder"])
     part, labels = list(parts.items())[-1]                      # novel where there is such a one
     name, n = run["folder"].name, settings["class_counts"]
-    facts = f"τ = {settings['tau']:g}, n_k from {max(n)} to {min(n)}"
+    facts = f"τ = {settings['tau']:g}, $n_k$ from {max(n)} to {min(n)}"
     if panel == "zero-shot":
         learner = prompts.build("zeroshot", learner.clip, dataset.classnames,
                                 ctx_init=dataset.template)
@@ -263,7 +268,7 @@ def read_history(folder):
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     try:
-        columns = {name: [float(row[name] or "nan") for row in rows]
+        columns = {name: [float("nan" if row[name] == "" else row[name]) for row in rows]
                    for name in ("step", *HISTORY)}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not what train.py --history writes ({error})") from None
@@ -354,8 +359,8 @@ def figure_1(args):
     first, shown = panels["zero-shot"], {panel: drawn(p) for panel, p in panels.items()}
     if any(p["names"] != first["names"] for p in panels.values()):
         raise ValueError("the runs of the panels have other classes: give RUNS of one dataset")
-    plane, shares = projection(*(torch.cat([p[x] for p in shown.values()]) for x in ("g", "z")))
-    figure, axes = new_figure(1, len(PANELS), (3.1, 4.3), sharex=True, sharey=True)
+    plane, shares = projection(*(torch.cat([p[x] for p in panels.values()]) for x in ("g", "z")))
+    figure, axes = new_figure(1, len(PANELS), (3.1, 5.4), sharex=True, sharey=True)
     names = [name.replace("_", " ") for name in first["names"][:MOST_CLASSES]]
     colours = class_colours(names)
     for letter, panel, ax in zip("abcd", PANELS, axes[0], strict=True):
@@ -382,12 +387,15 @@ def caption_1(panels, shares):
                  + ", averaged over the images" * averaged + ", points are image features of the "
                  "test pictures; neither is centred or rescaled, + is the origin.")
     lines.append("One plane for all panels: the first two right singular vectors of all text and "
-                 f"image features, both modalities weighing the same. It shows {shares[0]:.0%} of "
-                 f"the squared length of the texts and {shares[1]:.0%} of that of the images.")
+                 f"image features, both modalities weighing the same. It shows "
+                 f"{100 * shares[0]:.0f} % of the squared length of the texts and "
+                 f"{100 * shares[1]:.0f} % of that of the images.")
     if K > MOST_CLASSES:
-        lines.append(f"Drawn are the first {MOST_CLASSES} of {K} classes; the Deltas are of all.")
+        lines.append(f"Drawn are the first {MOST_CLASSES} of {K} classes; plane and Deltas are of "
+                     "all.")
     if any(p["y"].bincount().max() > MOST_IMAGES for p in panels.values()):
-        lines.append(f"Drawn are the first {MOST_IMAGES} images of each class.")
+        lines.append(f"Drawn are the first {MOST_IMAGES} images of each class; plane and Deltas "
+                     "are of all.")
     return lines
 
 
@@ -450,7 +458,7 @@ def draw_runs(ax, points, cells, fill):
         variant = cells[cell]["run"]["row"][2]
         ax.plot(*zip(*pairs, strict=True), linestyle="none", marker=VARIANT_MARKERS[variant],
                 color=LEARNER_COLOURS.get(cell.method, "#009E73"), fillstyle=fill[cell.tau],
-                markersize=7, markeredgewidth=1.3, alpha=0.85, markerfacecoloralt="white")
+                markersize=6, markeredgewidth=1.2, alpha=0.8, markerfacecoloralt="white")
 
 
 def key_2(cells, fill):
@@ -476,21 +484,25 @@ def figure_4(args):
         raise ValueError("Figure 4: expected runs with and without NPT of one seed and setting")
     methods, datasets, taus = (list(dict.fromkeys(key[i] for key in records)) for i in range(3))
     taus = sorted(taus, reverse=True)
-    width = max(3.6, 0.8 + 0.42 * len(datasets) * len(taus))
-    figure, axes = new_figure(len(methods), 2, (width, 3.0), sharey=True, sharex=True)
+    bars = len(datasets) * len(taus)
+    columns = 2 if bars <= 12 else 1                            # one below the other on a page
+    width = max(3.6, 0.8 + 0.3 * bars)
+    figure, axes = new_figure(len(methods) * 2 // columns, columns, (width, 2.6), sharey=True,
+                              sharex=True)
     for (method, part), ax in zip(product(methods, PREFIX), axes.flat, strict=True):
         for (d, dataset), (t, tau) in product(enumerate(datasets), enumerate(taus)):
             place = d + (t + 0.5) * 0.8 / len(taus) - 0.4       # a dataset is 0.8 wide
             draw_gain(ax, place, 0.7 / len(taus), t, records.get((method, dataset, tau, part)))
         ax.axhline(0, color="black", linewidth=0.8)
+        ax.margins(y=0.18)                                      # room for n
         ax.set_xticks(range(len(datasets)), datasets, rotation=30 * (len(datasets) > 3))
         ax.set(title=f"{tables.LEARNERS.get(method, method)}, {part} classes",
                ylabel="gain of NPT, points")
     legend(figure, key_4(taus), len(taus))
-    marks = [tables.MARKS[m] for m in sorted({m for r in records.values() for m in r["marks"]})]
+    marks = in_words(tables.join_marks(records.values(), ""))
     title(figure, ["Accuracy with NPT less that without, mean of n pairs of one seed (n below each "
                    "bar), with its 95 % interval by Student's t; one pair has no interval.",
-                   *marks], int(25 * width))
+                   *marks], int(14 * width * columns))
     return figure
 
 
@@ -526,7 +538,7 @@ def figure_5(args):
                          "w_2, as train.py --npt --w1 0.3 1 --w2 0 0.8 makes them")
     columns = min(3, len(maps))
     w1, w2 = (sorted({at[i] for found in maps.values() for at in found}) for i in range(2))
-    size = max(3.2, 1.2 + 0.75 * len(w2)), max(2.6, 1.0 + 0.55 * len(w1))
+    size = max(3.6, 1.2 + 0.75 * len(w2)), max(2.6, 1.0 + 0.55 * len(w1))
     figure, axes = new_figure(math.ceil(len(maps) / columns), columns, size)
     values = [mean for found in maps.values() for mean, _ in found.values()]
     for ax in axes.flat[len(maps):]:
@@ -536,9 +548,9 @@ def figure_5(args):
         method, dataset, tau = key
         ax.set(title=f"{tables.LEARNERS.get(method, method)}, {dataset}, τ = {tau:g}",
                xlabel="$w_2$ (of $L_{MI}$)", ylabel="$w_1$ (of $L_{LC}$)")
-    title(figure, ["Harmonic mean of base and novel accuracy, %, mean over n seeds; (0, 0) is the "
-                   "run without NPT; darker is higher.", *remarks(cells(runs, cell_of).values())],
-          int(17 * size[0] * columns))
+    title(figure, ["Harmonic mean of base and novel accuracy, %, mean over n seeds; cells of "
+                   "another n average other seeds. (0, 0) is the run without NPT; dark is high.",
+                   *remarks(cells(runs, cell_of).values())], int(17 * size[0] * columns))
     return figure
 
 
@@ -567,8 +579,8 @@ def figure_history(args):
     """What train.py --history logged, over the steps, of one run or several."""
     found = histories(args.runs)
     figure, axes = new_figure(2, 4, (3.0, 2.5), sharex=True)
-    looks = [{"color": colour, "linestyle": line, "linewidth": 1.4} for line, colour in
-             product(LINES, COLOURS[:7])]
+    looks = [{"color": COLOURS[i % 7], "linestyle": LINES[i % 4], "linewidth": 1.4}
+             for i in range(7 * 4)]                     # all differ, neighbours in both
     if len(found) > len(looks):
         raise ValueError(f"history: at most {len(looks)} runs can be told apart, got {len(found)}: "
                          "give fewer RUNS")
@@ -593,6 +605,9 @@ def save(figure, path):
     ending, content = path.suffix.lower(), io.BytesIO()
     figure.savefig(content, format=ending[1:], dpi=130, bbox_inches="tight",
                    metadata=undated[ending])
+    if ending == ".png":                                # 256 colours: a third of the bytes
+        picture, content = Image.open(content).convert("RGB"), io.BytesIO()
+        picture.quantize(256).save(content, "PNG", optimize=True)
     data.write(path, content.getvalue())
 
 
