@@ -325,6 +325,7 @@ def new_figure(rows, columns, size, **options):
     from matplotlib.figure import Figure  # without pyplot, so it needs no display
 
     figure = Figure((columns * size[0], rows * size[1]), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -360,7 +361,8 @@ def figure_1(args):
     if any(p["names"] != first["names"] for p in panels.values()):
         raise ValueError("the runs of the panels have other classes: give RUNS of one dataset")
     plane, shares = projection(*(torch.cat([p[x] for p in panels.values()]) for x in ("g", "z")))
-    figure, axes = new_figure(1, len(PANELS), (3.1, 5.4), sharex=True, sharey=True)
+    most = max(p["title"].count("\n") for p in panels.values())          # long names take two lines
+    figure, axes = new_figure(1, len(PANELS), (3.1, 5.3 + 0.16 * most), sharex=True, sharey=True)
     names = [name.replace("_", " ") for name in first["names"][:MOST_CLASSES]]
     colours = class_colours(names)
     for letter, panel, ax in zip("abcd", PANELS, axes[0], strict=True):
@@ -375,7 +377,7 @@ def figure_1(args):
     axes[0, 0].set(ylabel="second direction")
     legend(figure, [key_line(name, marker=m, color=c, markeredgecolor="black", markersize=7)
                     for name, m, c in zip(names, MARKERS, colours, strict=False)], 6)
-    title(figure, caption_1(panels, shares), 150)
+    title(figure, caption_1(panels, shares), 200)
     return figure
 
 
