@@ -1,38 +1,30 @@
-"""The paper's question asked in the little world: many short runs of train.py, and laboratory.md.
+"""The paper's question asked in the little world: grids of train.py, and laboratory.md.
 
-    python assets/laboratory.py             # everything; what laboratory.csv holds is not run again
+    python assets/laboratory.py             # everything; runs that are finished are not run again
     python assets/laboratory.py --page      # no run: laboratory.md anew from laboratory.csv
     python assets/laboratory.py --criteria  # only the checks by which the world was chosen, no NPT
 
-Experiments, each over SEEDS:
-    main      six learners x tau 1, 0.05, 0.01, and zero-shot CLIP: Table 1
-    ablation  L_LC alone, L_MI alone: Table 3
-    sweep     w_1 and w_2 at tau = 0.01: Fig. 5
-    rate      three learning rates for MaPLe, without NPT, with means and with the printed sums
-    transfer  MaPLe without NPT and with it, trained on all classes, on other label spaces and
-              styles: Tables 2 and 4
+GRIDS is what is run, each a command of train.py over SEEDS; laboratory.csv keeps their numbers.
 
 Mean and sum are one family. With K classes and batches of B, the printed sums of Eqs. (5), (6) with
 w_1, w_2 are the means with K (K - 1) w_1 and B w_2: here 132 x 0.3 = 39.6 and 4 x 0.8 = 3.2. The
 sweep therefore covers both readings.
 """
-import argparse
 import contextlib
 import csv
 import hashlib
 import io
+import json
 import math
 import os
-import signal
+import subprocess
 import sys
 import tempfile
 import textwrap
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import clip_model
@@ -45,6 +37,8 @@ CSV, PAGE, CRITERIA = (Path(__file__).with_name(name) for name in (
     "laboratory.csv", "laboratory.md", "criteria.txt"))
 SEEDS, TAUS, RATES = range(1, 9), ("1", "0.05", "0.01"), ("0.0009", "0.0035", "0.014")
 LEARNERS = {"coop": "CoOp", "cocoop": "CoCoOp", "maple": "MaPLe"}
+OTHER_RATES = [RATES[0], RATES[-1]]
+RUNS = Path("runs") / "laboratory"
 W1, W2 = ("0", "0.3", "1", "3", "10", "39.6"), ("0", "0.8", "3.2")      # of the sweep
 PLAIN, MEANS, SUMS = ("0", "0"), ("0.3", "0.8"), ("39.6", "3.2")        # (w_1, w_2)
 LC_ALONE, MI_ALONE = ("0.3", "0"), ("0", "0.8")
@@ -58,8 +52,24 @@ T975 = [math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262
 
 # --------------------------------------------------------------------------------------- the runs
 
+MAPLE = ["--method", "maple"]
+GRIDS = {                       # a folder of runs: words of train.py
+    "zeroshot": ["--method", "zeroshot"],
+    "criteria": [*MAPLE, "--tau", "1", "0.01"],
+    "main": ["--method", *LEARNERS, "--npt", "off", "on", "--tau", *TAUS],                # Table 1
+    "lc": [*MAPLE, "--npt", "--w1", "0.3", "--w2", "0", "--tau", *TAUS],                  # Table 3
+    "mi": [*MAPLE, "--npt", "--w1", "0", "--w2", "0.8", "--tau", *TAUS],
+    "sums": [*MAPLE, "--npt", "--w1", SUMS[0], "--w2", SUMS[1], "--tau", "1"],
+    "sweep": [*MAPLE, "--npt", "--w1", *W1, "--w2", *W2, "--tau", "0.01"],                # Fig. 5
+    "rate": [*MAPLE, "--npt", "off", "on", "--tau", "1", "0.01", "--lr", *OTHER_RATES],
+    "rate-sums": [*MAPLE, "--npt", "--w1", SUMS[0], "--w2", SUMS[1], "--tau", "1", "0.01", "--lr",
+                  *OTHER_RATES],
+    "transfer": [*MAPLE, "--npt", "off", "on", "--tau", "0.01", "--classes", "all"],      # Table 2
+}
+
+
 def command(method, tau, seed, w1="0", w2="0", lr=None, classes=None):
-    """Arguments of train.py for a run; equal settings give equal words, so none is done twice."""
+    """What names a run in laboratory.csv: words of train.py that make it."""
     words = ["--method", method, "--tau", tau, "--seed", str(seed)]
     if (w1, w2) != PLAIN:
         words += ["--npt", "--w1", w1, "--w2", w2]
@@ -70,6 +80,17 @@ def command(method, tau, seed, w1="0", w2="0", lr=None, classes=None):
     return tuple(words)
 
 
+def words_of(result):
+    """The same from a run's result.json."""
+    if result["method"] == "zeroshot":
+        return ("--method", "zeroshot")
+    # CoOp's own rate is its default
+    lr = f"{result['lr']:g}" if result["method"] == "maple" else None
+    classes = "all" if result["classes"] == "all" else None
+    numbers = (f"{result[name]:g}" for name in ("w1", "w2"))
+    return command(result["method"], f"{result['tau']:g}", result["seed"], *numbers, lr, classes)
+
+
 def criteria_runs(seeds):
     """The runs by which the world was chosen, none with NPT."""
     plain = [command("maple", tau, s) for tau in ("1", "0.01") for s in seeds]
@@ -77,19 +98,57 @@ def criteria_runs(seeds):
 
 
 def all_runs(seeds):
-    """The runs of all experiments, each once."""
-    runs = criteria_runs(seeds)
-    for s in seeds:
-        runs += [command(m, tau, s, *w) for m in LEARNERS for tau in TAUS
-                 for w in (PLAIN, MEANS)]                               # main
-        runs += [command("maple", tau, s, *w) for tau in TAUS
-                 for w in (LC_ALONE, MI_ALONE)]                         # ablation
-        runs += [command("maple", "0.01", s, a, b) for a in W1 for b in W2]         # sweep
-        runs += [command("maple", tau, s, *w, lr) for tau in ("1", "0.01") for lr in RATES
-                 for w in (PLAIN, MEANS, SUMS)]                         # rate
-        runs += [command("maple", "0.01", s, *w, classes="all")
-                 for w in (PLAIN, MEANS)]                               # transfer
+    """The runs of all grids, each once, as the CSV names them."""
+    runs = []
+    for name, words in GRIDS.items():
+        for run in train.parse([*words, "--seed", *map(str, seeds)]):
+            if name == "zeroshot":
+                runs.append(("--method", "zeroshot"))
+                continue
+            w = (run.w1, run.w2) if run.npt else (0, 0)
+            if run.npt and w == (None, None):
+                w = (0.3, 0.8)
+            lr = f"{run.lr:g}" if run.lr else None
+            runs.append(command(run.method, f"{run.tau:g}", run.seed, *(f"{x:g}" for x in w), lr,
+                                run.classes))
     return list(dict.fromkeys(runs))
+
+
+def make_runs(names, seeds, processes):
+    """Run these grids, each shared by several processes; what is finished is skipped."""
+    script = str(Path(train.__file__))
+    for name in names:
+        if (RUNS / name / "result.json").is_file():
+            continue                                    # zero-shot CLIP is one run, no grid
+        one = name == "zeroshot"
+        words = [sys.executable, script, *GRIDS[name], "--device", "cpu", "--out", str(RUNS / name),
+                 "--seed", *map(str, seeds[:1] if one else seeds)]
+        count = 1 if one else processes
+        workers = [subprocess.Popen(words, env={
+            **os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": str(count)})
+            for rank in range(count)]
+        codes = [worker.wait() for worker in workers]
+        if any(codes):
+            raise ValueError(f"the grid {name} has failing runs, named above; run it again")
+    for folder in sorted((RUNS / "transfer").glob("*/result.json")):
+        out = folder.parent / "evaluation"
+        if not (out / "cross-dataset.json").is_file():
+            words = [folder.parent, "--task", "cross-dataset", "--targets", *TARGETS]
+            if evaluate.main([str(word) for word in words]):
+                raise ValueError(f"{folder.parent} could not be evaluated on the targets")
+
+
+def numbers_of(folder):
+    """A run's folder -> {measure: number}, with those of the targets where it has them."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    numbers = {name: result[name] for name in MEASURES if result[name] is not None}
+    targets = folder / "evaluation" / "cross-dataset.json"
+    if targets.is_file():
+        found = json.loads(targets.read_text(encoding="utf-8"))["results"]
+        numbers |= {target: found[target]["accuracy"] for target in TARGETS}
+        numbers |= {"zeroshot " + target: found[target]["zeroshot"] for target in TARGETS}
+        numbers |= {"all": result["all"], "zeroshot all": result["zeroshot"]["all"]}
+    return words_of(result), numbers
 
 
 def do_run(words):
@@ -98,16 +157,9 @@ def do_run(words):
     silence = io.StringIO()
     with (tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(silence),
           contextlib.redirect_stderr(silence)):
-        out = Path(folder) / "run"
-        result = train.run(train.parse([*words, "--device", "cpu", "--out", str(out)]))
-        numbers = {name: result[name] for name in MEASURES}
-        if result["classes"] == "all":
-            learner, settings = evaluate.load_run(out)
-            found = evaluate.transfer(learner, settings, TARGETS, folder, out / "evaluation")
-            numbers |= {target: found[target]["accuracy"] for target in TARGETS}
-            numbers |= {"zeroshot " + target: found[target]["zeroshot"] for target in TARGETS}
-            numbers |= {"all": result["all"], "zeroshot all": result["zeroshot"]["all"]}
-    return words, numbers
+        args, = train.parse([*words, "--device", "cpu", "--out", str(Path(folder) / "run")])
+        train.run(args)
+        return words, numbers_of(args.out)[1]
 
 
 @lru_cache(maxsize=None)
@@ -145,22 +197,17 @@ def save_results(done):
     data.write_csv(CSV, rows)
 
 
-def collect(runs, processes):
-    """Results of all runs, from laboratory.csv where they stand there, else run and saved now."""
+def collect(names, runs, seeds, processes):
+    """Results of all runs of some grids, from laboratory.csv where they stand there."""
     done = read_results()
-    missing = [words for words in runs if words not in done]
-    if missing:
-        with get_context("spawn").Pool(processes, initializer=leave_ctrl_c_to_the_parent) as pool:
-            results = pool.imap_unordered(do_run, missing)
-            for words, numbers in tqdm(results, total=len(missing), unit="run"):
-                done[words] = numbers
-                save_results(done)
+    if set(runs) <= set(done):
+        return done
+    make_runs(names, seeds, processes)
+    for path in sorted(RUNS.glob("**/result.json")):
+        words, numbers = numbers_of(path.parent)
+        done[words] = done.get(words, {}) | numbers
+    save_results({words: done[words] for words in all_runs(seeds) if words in done})
     return read_results()           # not `done`: what is shown is what the file says
-
-
-def leave_ctrl_c_to_the_parent():
-    """In each process of the pool: else every one of them prints a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # ------------------------------------------------------------------------------------ the figures
@@ -447,27 +494,23 @@ def page(done, seeds):
 
 
 def parse(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = data.Parser(description=__doc__.splitlines()[0])
     only = p.add_mutually_exclusive_group()
     only.add_argument("--criteria", action="store_true",
                       help="only the checks of the world, written to criteria.txt")
     only.add_argument("--page", action="store_true",
                       help="make no run, only write laboratory.md from laboratory.csv")
-    p.add_argument("--seeds", type=int, default=len(SEEDS), help="from 2 to 15")
-    p.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time")
-    args = p.parse_args(argv)
-    if not 2 <= args.seeds <= 15:
-        raise ValueError(f"--seeds must be from 2 to 15, got {args.seeds}")
-    if args.processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {args.processes}")
-    return args
+    p.add_argument("--seeds", type=data.whole(2, 15), default=len(SEEDS), help="(%(default)s)")
+    p.add_argument("--processes", type=data.whole(1), default=os.cpu_count(),
+                   help="runs at a time (%(default)s)")
+    return p.parse_args(argv)
 
 
 def run(args):
     seeds = range(1, args.seeds + 1)
     if args.criteria:
-        text = criteria(collect(criteria_runs(seeds), args.processes), seeds)
+        text = criteria(collect(["zeroshot", "criteria"], criteria_runs(seeds), seeds,
+                                args.processes), seeds)
         data.write(CRITERIA, text)
         print(text, end="")
         return
@@ -478,22 +521,15 @@ def run(args):
             raise ValueError(f"{CSV.name} lacks {len(missing)} runs of this world, first "
                              f"{' '.join(missing[0])}: leave out --page to make them")
     else:
-        done = collect(all_runs(seeds), args.processes)
+        done = collect([name for name in GRIDS if name != "criteria"], all_runs(seeds), seeds,
+                       args.processes)
     data.write(PAGE, page(done, seeds))
     print(f"written: {PAGE}")
 
 
 def main(argv=None):
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; finished runs are in {CSV.name}: run it again for the others",
-              file=sys.stderr)
-        return 130
-    return 0
+    return data.exit_code(lambda: run(parse(argv)),
+                          f"interrupted; finished runs are in {RUNS}: run it again for the others")
 
 
 if __name__ == "__main__":
