@@ -51,7 +51,9 @@ TRANSFER = {"cocoop": {"epochs": 2, "lr": 0.0026}, "maple": {"epochs": 2, "lr": 
 WARM_UP_LR = 1e-5                       # From CoOp: the first epoch is constant
 TERMS = ("loss", "l_clip", "l_lc", "l_mi")
 AXES = ("method", "npt", "tau", "dataset", "seed", "w1", "w2", "lr")    # may have several values
-FILES = ("result.json", "run.json", "drawn.csv", "log.csv", "prompts.pt", "state.pt")
+HISTORY = ("delta_lcd", "lc_shared", "lc_unequal", "delta_mid", "feature_collapse",
+           "prototype_collapse", "classifier_collapse", "accuracy")
+FILES = ("result.json", "run.json", "drawn.csv", "log.csv", "history.csv", "prompts.pt", "state.pt")
 LOCK = ".lock"
 PLACES = ("data_root", "device")        # may differ when a run goes on
 READ_STEPS, SAVE_SECONDS = 20, 10.0     # how often terms are read and the state is kept
@@ -152,7 +154,8 @@ def train(learner, dataset, items, args, folder):
         (name, dataset.classnames[label]) for name, label in items)])
     clip, device = learner.clip, learner.clip.logit_scale.device
     optimizer = torch.optim.SGD(learned.values(), lr=args.lr, momentum=0.9, weight_decay=5e-4)
-    log = Log(folder, learned, optimizer, args, data.steps(len(items), args.batch_size))
+    log = Log(folder, learned, optimizer, args, data.steps(len(items), args.batch_size),
+              watch=lambda: watched(learner, dataset, items))
     batches = data.training_batches(dataset, items, clip.visual.resolution, device,
                                     args.batch_size, args.epochs, args.seed, start=log.step)
     learner.train()
@@ -172,6 +175,14 @@ def train(learner, dataset, items, args, folder):
     return log.last_epoch_mean("l_clip")
 
 
+def watched(learner, dataset, items):
+    """HISTORY of the training images, uncropped, as they stand now."""
+    clip = learner.clip
+    batches = data.batches(dataset, items, clip.visual.resolution, clip.logit_scale.device)
+    numbers, _ = evaluate.measure(learner, *evaluate.image_features(learner, batches))
+    return [numbers[name] for name in HISTORY]
+
+
 class Log:
     """Every step's terms, and with them all that a killed run needs to go on bit for bit.
 
@@ -180,8 +191,9 @@ class Log:
     Stops where a term is not finite.
     """
 
-    def __init__(self, folder, learned, optimizer, args, steps_an_epoch):
+    def __init__(self, folder, learned, optimizer, args, steps_an_epoch, watch):
         self.folder, self.learned, self.optimizer = folder, learned, optimizer
+        self.watch, self.watches, self.history = watch, args.history, []
         self.rates = [learning_rate(e, args.epochs, args.lr) for e in range(args.epochs)]
         self.steps_an_epoch, self.rows, self.waiting = steps_an_epoch, [], []
         self.restore()
@@ -202,6 +214,8 @@ class Log:
         values = torch.stack([loss.detach(), *(terms[name] for name in TERMS[1:])])
         self.waiting.append(values)                     # on the device: reading makes a GPU wait
         self.bar.update()
+        if self.watches and self.step % max(1, self.steps_an_epoch // self.watches) == 0:
+            self.history.append([self.step, *self.watch()])
         if len(self.waiting) == READ_STEPS or time.monotonic() > self.saved + SAVE_SECONDS:
             self.read()
         if time.monotonic() > self.saved + SAVE_SECONDS:
@@ -222,7 +236,8 @@ class Log:
 
     def save(self):
         content = {"learned": dict(self.learned), "optimizer": self.optimizer.state_dict(),
-                   "rows": torch.tensor(self.rows, dtype=torch.float64)}
+                   "rows": torch.tensor(self.rows, dtype=torch.float64),
+                   "history": torch.tensor(self.history, dtype=torch.float64)}
         data.write(self.folder / "state.pt", clip_model.saved(content))
         self.saved = time.monotonic()
 
@@ -234,7 +249,7 @@ class Log:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(content["optimizer"])
-            self.rows = content["rows"].tolist()
+            self.rows, self.history = content["rows"].tolist(), content["history"].tolist()
             with torch.no_grad():
                 for name, p in self.learned.items():
                     p.copy_(content["learned"][name])
@@ -248,6 +263,10 @@ class Log:
                 for i, row in enumerate(self.rows)]
         data.write_csv(self.folder / "log.csv", [("epoch", "step", "lr", *TERMS), *(
             (epoch, step, *(f"{value:.6g}" for value in row)) for epoch, step, *row in rows)])
+        if self.history:
+            data.write_csv(self.folder / "history.csv", [("epoch", "step", *HISTORY), *(
+                (int(step - 1) // self.steps_an_epoch, int(step), *(f"{v:.6g}" for v in row))
+                for step, *row in self.history)])
 
     def close(self):
         self.read()
@@ -631,6 +650,8 @@ def parser():
                            "for the embedded world tiny)")
     add("--out", type=Path, help="run folder (runs/<dataset>-<method>..., numbered if taken); "
                                  "of a grid the folder of its runs (runs)")
+    add("--history", type=whole(0), default=0, metavar="N",
+        help="measure the training images N times an epoch, into history.csv (%(default)s: never)")
     add("--test-images", type=whole(1), metavar="N",
         help="test on N images a class, drawn by seed: every result then says subset (all)")
     evaluate.add_machine_arguments(add)

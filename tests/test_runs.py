@@ -178,6 +178,37 @@ def test_a_state_that_is_none_is_refused(at, monkeypatch):
     assert "state.pt: not the state of this run" in refused(*WORLD, "--out", "run")
 
 
+def test_history_is_measured_on_the_training_images_and_goes_on_too(at, monkeypatch):
+    words = [*WORLD, "--history", "3", "--out"]                     # 15 steps an epoch
+    done(*words, "whole")
+    rows = read("whole/history.csv")
+    assert [(row["epoch"], row["step"]) for row in rows] == [
+        (str((step - 1) // 15), str(step)) for step in range(5, 46, 5)]
+    drawn = {row["picture"] for row in read("whole/drawn.csv")}
+    learner, _ = evaluate.load_run("whole")
+    dataset = data.load("world")
+    items = [item for item in dataset.train if item[0] in drawn]
+    batches = data.batches(dataset, items, 32, "cpu")
+    numbers, _ = evaluate.measure(learner, *evaluate.image_features(learner, batches))
+    for name in train.HISTORY:                                      # the last step's tokens
+        assert float(rows[-1][name]) == pytest.approx(numbers[name], rel=1e-4), name
+    for row in rows:
+        assert 0 <= float(row["accuracy"]) <= 100
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    add = train.Log.add
+
+    def add_or_die(log, *terms):
+        add(log, *terms)
+        if log.step == 23:
+            raise Killed
+    monkeypatch.setattr(train.Log, "add", add_or_die)
+    with pytest.raises(Killed):
+        train.main([*words, "killed"])
+    monkeypatch.setattr(train.Log, "add", add)
+    done(*words, "killed")
+    assert run_files("killed") == run_files("whole")
+
+
 # One folder, several processes -----------------------------------------------------------------
 
 def test_a_folder_that_another_process_works_in(quick):
