@@ -10,31 +10,24 @@ novel classes, and leaves a folder: prompts.pt (the learned tensors), log.csv (e
 drawn.csv (the training images), run.json (all settings), result.json, written last. The same
 command goes on where it was killed, and skips what is finished.
 
-From top to bottom: run (the whole job), train (Eq. (7) and SGD), the log and how a killed run goes
-on, run folders, what is said, the settings, grids, the command line.
+From top to bottom: run (the whole job), train (Eq. (7) and SGD), what is said and kept of a run,
+the settings, the command line. assets/runs.py has the log, run folders and grids.
 """
 import argparse
-import contextlib
-import io
 import itertools
-import json
 import math
-import os
-import platform
 import sys
 import time
 from pathlib import Path
 
 import torch
-import torchvision
-from filelock import FileLock, Timeout  # torch itself depends on it
-from tqdm import tqdm
 
 import clip_model
 import data
 import evaluate
 import losses
 import prompts
+from assets import runs
 
 BARE = "--method maple --npt --tau 0.01 --dataset world"        # what `python train.py` stands for
 # Sec. 5 gives 5 epochs, batch 4 and lr 0.0035 "for all models", that is CoCoOp and MaPLe; it does
@@ -49,14 +42,7 @@ OPTIMISER = {
 # models" would mean 5 epochs at 0.0035. This is MaPLe's published setting there.
 TRANSFER = {"cocoop": {"epochs": 2, "lr": 0.0026}, "maple": {"epochs": 2, "lr": 0.0026}}
 WARM_UP_LR = 1e-5                       # From CoOp: the first epoch is constant
-TERMS = ("loss", "l_clip", "l_lc", "l_mi")
 AXES = ("method", "npt", "tau", "dataset", "seed", "w1", "w2", "lr")    # may have several values
-HISTORY = ("delta_lcd", "lc_shared", "lc_unequal", "delta_mid", "feature_collapse",
-           "prototype_collapse", "classifier_collapse", "accuracy")
-FILES = ("result.json", "run.json", "drawn.csv", "log.csv", "history.csv", "prompts.pt", "state.pt")
-LOCK = ".lock"
-PLACES = ("data_root", "device")        # may differ when a run goes on
-READ_STEPS, SAVE_SECONDS = 20, 10.0     # how often terms are read and the state is kept
 
 
 def run(args):
@@ -72,8 +58,8 @@ def run(args):
     parts = tested_classes(dataset, args)
     names = [dataset.classnames[k] for k in trained]
     settings = describe(args, names, n)
-    if finished(args, dataset, settings):
-        return read_json(args.out / "result.json")
+    if runs.finished(args, dataset, settings):
+        return runs.read_json(args.out / "result.json")
     data.check_pictures(dataset, items)
     data.check_pictures(dataset, dataset.test, decode=dataset.exif)
 
@@ -84,8 +70,8 @@ def run(args):
     settings["prompt_depth"] = getattr(learner, "prompt_depth", None)
     announce(learner, dataset, settings)
 
-    with claim(args, dataset, settings) as folder:
-        write_json(folder / "run.json", {**settings, **circumstances(learner, dataset)})
+    with runs.claim(args, dataset, settings) as folder:
+        runs.write_json(folder / "run.json", {**settings, **runs.circumstances(learner, dataset)})
         # Zero-shot CLIP first: it shows at once whether pictures, names and labels fit together
         plain = prompts.build("zeroshot", clip, names, ctx_init=dataset.template)
         frozen = evaluate.FrozenFeatures(dataset, folder.parent / "features")
@@ -100,8 +86,9 @@ def run(args):
         evaluate.read_prompts(folder, learner)
         for part, labels in parts.items():
             tuned[part], _ = evaluate.score(learner, dataset, labels, frozen, show[part])
-        result = result_of(settings, dataset, learner, tuned, zeroshot)
-        write_json(folder / "result.json", result)
+        result = runs.result_of(settings, dataset, prompts.trainable(learner),
+                                tuned, zeroshot)
+        runs.write_json(folder / "result.json", result)
     report(result, settings["label"])
     print(f"{time.time() - started:.0f} s; saved in {folder}")
     return result
@@ -154,15 +141,16 @@ def train(learner, dataset, items, args, folder):
         (name, dataset.classnames[label]) for name, label in items)])
     clip, device = learner.clip, learner.clip.logit_scale.device
     optimizer = torch.optim.SGD(learned.values(), lr=args.lr, momentum=0.9, weight_decay=5e-4)
-    log = Log(folder, learned, optimizer, args, data.steps(len(items), args.batch_size),
-              watch=lambda: watched(learner, dataset, items))
+    rates = [learning_rate(epoch, args.epochs, args.lr) for epoch in range(args.epochs)]
+    log = runs.Log(folder, learned, optimizer, args, data.steps(len(items), args.batch_size), rates,
+                   watch=lambda: watched(learner, dataset, items))
     batches = data.training_batches(dataset, items, clip.visual.resolution, device,
                                     args.batch_size, args.epochs, args.seed, start=log.step)
     learner.train()
     with log.bar:
         for images, y in batches:
             images, y = images.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            optimizer.param_groups[0]["lr"] = learning_rate(log.epoch, args.epochs, args.lr)
+            optimizer.param_groups[0]["lr"] = rates[log.epoch]
             logits, z, g = learner(images)                                      # Eq. (1)
             loss, terms = losses.npt_loss(logits, z, g, y, w1=args.w1, w2=args.w2, E_W=args.ew,
                                           E_H=args.eh, reduction=args.reduction)        # Eq. (7)
@@ -176,225 +164,11 @@ def train(learner, dataset, items, args, folder):
 
 
 def watched(learner, dataset, items):
-    """HISTORY of the training images, uncropped, as they stand now."""
+    """runs.HISTORY of the training images, uncropped, as they stand now."""
     clip = learner.clip
     batches = data.batches(dataset, items, clip.visual.resolution, clip.logit_scale.device)
     numbers, _ = evaluate.measure(learner, *evaluate.image_features(learner, batches))
-    return [numbers[name] for name in HISTORY]
-
-
-class Log:
-    """Every step's terms, and with them all that a killed run needs to go on bit for bit.
-
-    A step depends on the learned tensors, the momentum and its number alone (the batches are drawn
-    from seed and step), so state.pt holds these and the terms so far. log.csv is written from them.
-    Stops where a term is not finite.
-    """
-
-    def __init__(self, folder, learned, optimizer, args, steps_an_epoch, watch):
-        self.folder, self.learned, self.optimizer = folder, learned, optimizer
-        self.watch, self.watches, self.history = watch, args.history, []
-        self.rates = [learning_rate(e, args.epochs, args.lr) for e in range(args.epochs)]
-        self.steps_an_epoch, self.rows, self.waiting = steps_an_epoch, [], []
-        self.restore()
-        self.saved = time.monotonic()
-        self.bar = tqdm(total=args.epochs * steps_an_epoch, initial=self.step, desc="training",
-                        unit="step", mininterval=0.5, disable=args.quiet)
-
-    @property
-    def step(self):
-        """Steps taken so far."""
-        return len(self.rows) + len(self.waiting)
-
-    @property
-    def epoch(self):
-        return self.step // self.steps_an_epoch
-
-    def add(self, loss, terms):
-        values = torch.stack([loss.detach(), *(terms[name] for name in TERMS[1:])])
-        self.waiting.append(values)                     # on the device: reading makes a GPU wait
-        self.bar.update()
-        if self.watches and self.step % max(1, self.steps_an_epoch // self.watches) == 0:
-            self.history.append([self.step, *self.watch()])
-        if len(self.waiting) == READ_STEPS or time.monotonic() > self.saved + SAVE_SECONDS:
-            self.read()
-        if time.monotonic() > self.saved + SAVE_SECONDS:
-            self.save()
-
-    def read(self):
-        """Fetch what waits on the device, and stop where a term is not finite."""
-        waiting, self.waiting = self.waiting, []
-        for values in waiting:
-            self.rows.append(values.tolist())
-            row = dict(zip(TERMS, self.rows[-1], strict=True))
-            for name in TERMS[::-1]:                            # the terms first, then their sum
-                if not math.isfinite(row[name]):
-                    self.write()
-                    raise ValueError(f"{name} became {row[name]} at step {self.step}, epoch "
-                                     f"{(self.step - 1) // self.steps_an_epoch}: try a smaller "
-                                     "--lr, or --precision bfloat16 or float32 in place of float16")
-
-    def save(self):
-        content = {"learned": dict(self.learned), "optimizer": self.optimizer.state_dict(),
-                   "rows": torch.tensor(self.rows, dtype=torch.float64),
-                   "history": torch.tensor(self.history, dtype=torch.float64)}
-        data.write(self.folder / "state.pt", clip_model.saved(content))
-        self.saved = time.monotonic()
-
-    def restore(self):
-        """Take up what a killed run had saved."""
-        path = self.folder / "state.pt"
-        if not path.is_file():
-            return
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(content["optimizer"])
-            self.rows, self.history = content["rows"].tolist(), content["history"].tolist()
-            with torch.no_grad():
-                for name, p in self.learned.items():
-                    p.copy_(content["learned"][name])
-        except Exception as error:
-            raise ValueError(f"{path}: not the state of this run ({type(error).__name__}); delete "
-                             "it to train from the start") from error
-        print(f"goes on   after step {self.step}")
-
-    def write(self):
-        rows = [(i // self.steps_an_epoch, i + 1, self.rates[i // self.steps_an_epoch], *row)
-                for i, row in enumerate(self.rows)]
-        data.write_csv(self.folder / "log.csv", [("epoch", "step", "lr", *TERMS), *(
-            (epoch, step, *(f"{value:.6g}" for value in row)) for epoch, step, *row in rows)])
-        if self.history:
-            data.write_csv(self.folder / "history.csv", [("epoch", "step", *HISTORY), *(
-                (int(step - 1) // self.steps_an_epoch, int(step), *(f"{v:.6g}" for v in row))
-                for step, *row in self.history)])
-
-    def close(self):
-        self.read()
-        self.write()
-        if not all(p.isfinite().all() for p in self.learned.values()):
-            raise ValueError(f"the learned tokens are no longer finite after the last step, "
-                             f"{self.step}: try a smaller --lr")
-
-    def last_epoch_mean(self, name):
-        last = [row[TERMS.index(name)] for row in self.rows[-self.steps_an_epoch:]]
-        return sum(last) / len(last)
-
-
-# Run folders -----------------------------------------------------------------------------------
-
-def look(folder, settings):
-    """What a folder holds of the run with these settings: "nothing", "a part" or "all".
-
-    Raises ValueError where it holds something else, and says what.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} must be a new or empty folder, it is a file: choose another")
-    names = os.listdir(folder) if folder.is_dir() else []
-    if all(name in (LOCK, *(f"{file}.part" for file in FILES)) for name in names):
-        return "nothing"
-    before = read_json(folder / "run.json") if "run.json" in names else None
-    if not isinstance(before, dict):
-        raise ValueError(f"{folder} must be a new or empty folder, it holds files: choose another "
-                         "--out")
-    now = dict(settings)
-    if now["prompt_depth"] is None:                         # not known before CLIP is loaded
-        now["prompt_depth"] = before.get("prompt_depth")
-    other = [name for name, value in now.items()
-             if name not in PLACES and before.get(name) != value]
-    kind = "a finished run" if "result.json" in names else "an unfinished run"
-    if other:
-        raise ValueError(f"{folder} holds {kind} with another --{other[0].replace('_', '-')} "
-                         f"({str(before.get(other[0]))[:60]}, now {str(now[other[0]])[:60]}): "
-                         "choose another --out")
-    return "all" if "result.json" in names else "a part"
-
-
-def places(args, dataset):
-    """The folders that a run may have: --out, or runs/<default name>, -2, -3, ..."""
-    if args.out:
-        return [args.out]
-    name = default_name(args, dataset.name)
-    return (Path("runs") / (name + (f"-{i}" if i > 1 else "")) for i in itertools.count(1))
-
-
-def default_name(args, dataset_name):
-    words = [dataset_name, args.method]
-    words += ["npt"] if args.npt else []
-    words += [f"tau{args.tau:g}"] if args.method != "zeroshot" else []
-    return "-".join([*words, f"seed{args.seed}", *args.more_name])
-
-
-def finished(args, dataset, settings):
-    """Whether a run of a grid is done; refuses an --out that can't become this run."""
-    if not args.out:
-        return False
-    if not args.out.name:
-        raise ValueError(f"--out {args.out} must name a new or empty folder: choose another")
-    held = look(args.out, settings)
-    if held == "all" and not args.in_grid:
-        raise ValueError(f"--out {args.out} holds a finished run: choose another, or delete it")
-    return held == "all"
-
-
-def lock_of(folder, settings):
-    """Make this process the only one that works in a folder -> the lock to release.
-
-    Raises Busy where another process works in it or has finished it, ValueError where the folder
-    holds something else or can't be made.
-    """
-    look(folder, settings)
-    lock = FileLock(folder / LOCK, blocking=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise Busy(f"{folder}: another process works on this run") from None
-    except OSError as error:
-        raise ValueError(f"{folder} can't be made ({error.strerror}): give another --out") from None
-    if look(folder, settings) == "all":
-        lock.release()
-        raise Busy(f"{folder} holds a finished run")
-    return lock
-
-
-@contextlib.contextmanager
-def claim(args, dataset, settings):
-    """A run's folder, held by this process alone; the system frees it however the process ends."""
-    for folder in places(args, dataset):
-        try:
-            lock = lock_of(folder, settings)
-            break
-        except ValueError as error:                         # Busy among them
-            if args.out:
-                raise
-            print(f"note      {error}")
-    try:
-        yield folder
-    finally:
-        clean(folder)
-        lock.release()
-
-
-def clean(folder):
-    """Remove what a finished run no longer needs, or a folder in which nothing was begun."""
-    if (folder / "result.json").is_file():
-        for name in ("state.pt", *(f"{name}.part" for name in FILES), LOCK):
-            (folder / name).unlink(missing_ok=True)
-
-
-class Busy(ValueError):
-    """Another process works on this run."""
-
-
-def read_json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected a file of a run ({error})") from None
-
-
-def write_json(path, content):
-    data.write(path, json.dumps(content, indent=1, allow_nan=False, default=str))
+    return [numbers[name] for name in runs.HISTORY]
 
 
 # What is said of a run -------------------------------------------------------------------------
@@ -509,53 +283,6 @@ def save_prompts(folder, learner, settings):
                clip_model.saved({"learned": learned, "settings": settings}))
 
 
-def circumstances(learner, dataset):
-    """What else decided about the numbers."""
-    resolution = learner.clip.visual.resolution
-    return {"prompts": [learner.show_prompt(name) for name in learner.classnames],
-            "test_transform": str(data.transform(resolution, train=False)),
-            "train_transform": str(data.transform(resolution, True, dataset.crop_scale)),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                         "torchvision": torchvision.__version__}}
-
-
-def result_of(settings, dataset, learner, tuned, zeroshot):
-    """The contents of result.json: what was run, and its numbers."""
-    told = ("method", "npt", "tau", "seed", "draw_seed", "backbone", "precision", "classes",
-            "shots", "epochs", "batch_size", "lr", "w1", "w2", "reduction", "test_images",
-            "class_counts")
-    return {"dataset": dataset.name, **{name: settings[name] for name in told},
-            "split": dataset.split, "official_split": dataset.official_split,
-            **summary(tuned), "zeroshot": summary(zeroshot),
-            "prompts_sha256": clip_model.checksum(prompts.trainable(learner))}
-
-
-def summary(measures):
-    """Measures of the parts -> flat numbers; the Deltas without a prefix: on trained classes.
-
-    Open point: the paper does not say on which classes it measures; here on test images of the
-    trained classes, and of the novel ones beside them.
-    """
-    accuracy = {part: numbers["accuracy"] for part, numbers in measures.items()}
-    base, novel = accuracy.get("base"), accuracy.get("novel")
-    numbers = {"base": base, "novel": novel, "harmonic_mean": None}
-    if base is not None and novel is not None:
-        numbers["harmonic_mean"] = evaluate.harmonic_mean(base, novel)
-    if "all" in accuracy:
-        numbers["all"] = accuracy["all"]
-    for part, prefix in (("base", ""), ("all", ""), ("novel", "novel_")):
-        numbers |= {prefix + name: value for name, value in measures.get(part, {}).items()
-                    if name != "accuracy"}
-    return {name: rounded(value) for name, value in numbers.items()}
-
-
-def rounded(value):
-    """Six decimals; None for what could not be measured."""
-    if value is None or not math.isfinite(value):
-        return None
-    return round(value, 6)
-
-
 # The settings ----------------------------------------------------------------------------------
 
 def check(args):
@@ -666,7 +393,7 @@ def parse(argv=None):
     if True not in args.npt and (args.w1, args.w2) != ([None], [None]):
         raise ValueError("--w1 and --w2 weigh the terms of NPT: add --npt")
     several_values = [axis for axis in AXES if len(getattr(args, axis)) > 1]
-    runs = {}
+    plan = {}
     for values in itertools.product(*(getattr(args, axis) for axis in AXES)):
         one = argparse.Namespace(**{**vars(args), **dict(zip(AXES, values, strict=True))})
         if several_values:
@@ -676,8 +403,8 @@ def parse(argv=None):
         one.more_name = [f"{axis}{getattr(one, axis):g}" for axis in ("w1", "w2", "lr")
                          if axis in several_values and getattr(one, axis) is not None]
         one.in_grid = one.quiet = bool(several_values)
-        runs[tuple(getattr(one, axis) for axis in AXES)] = one
-    return list(runs.values())
+        plan[tuple(getattr(one, axis) for axis in AXES)] = one
+    return list(plan.values())
 
 
 def forget_what_does_not_matter(one, args):
@@ -689,65 +416,17 @@ def forget_what_does_not_matter(one, args):
         one.w1 = one.w2 = None
 
 
-# Grids -----------------------------------------------------------------------------------------
-
-def run_grid(runs, root):
-    """Each run in a folder of its own under `root` -> exit code, 1 where one failed.
-
-    Finished runs are skipped, killed ones go on, failing ones are named at the end. Several
-    processes may share a grid, torchrun's ranks or two commands: each takes what none works on.
-    """
-    rank, ranks = (int(os.environ.get(name, default))
-                   for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    for dataset in dict.fromkeys(args.dataset for args in runs):        # all there, before any work
-        data.load(dataset, runs[0].data_root, seed=runs[0].draw_seed,
-                  classnames=runs[0].classnames_file)
-    names = [default_name(args, data.short_name(args.dataset)) for args in runs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two runs of this grid would be named {max(names, key=names.count)}: run "
-                         "them one by one")
-    for args, name in zip(runs, names, strict=True):
-        args.out = root / name
-    first = rank * len(runs) // ranks                                   # ranks begin apart
-    failed, busy = {}, []
-    for args in tqdm(runs[first:] + runs[:first], desc=f"grid {root}", unit="run",
-                     disable=rank > 0):
-        try:
-            run_quietly(args)
-        except Busy:
-            busy.append(args)
-        except (ValueError, OSError) as error:
-            failed[args.out.name] = error
-    ended = sum((args.out / "result.json").is_file() for args in runs)
-    elsewhere = f"; another process works on {len(busy)}" if busy else ""
-    print(f"{ended} of {len(runs)} runs are finished in {root}{elsewhere}")
-    for name, error in failed.items():
-        print(f"failed: {name}: {error}", file=sys.stderr)
-    return int(bool(failed))
-
-
-def run_quietly(args):
-    """One run of a grid; of what it says only warnings are shown."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said):
-            run(args)
-    finally:
-        for line in said.getvalue().splitlines():
-            if line.startswith("warning"):
-                tqdm.write(f"{args.out.name}: {line}")
-
-
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
 
     def job():
         if not argv:
             print(f"python train.py {BARE}")
-        runs = parse(argv or BARE.split())
-        if runs[0].in_grid:
-            return run_grid(runs, runs[0].out or Path("runs"))
-        run(runs[0])
+        plan = parse(argv or BARE.split())
+        if plan[0].in_grid:
+            return runs.run_grid(run, plan, plan[0].out or Path("runs"))
+        run(plan[0])
+        return 0
 
     return data.exit_code(job, "interrupted; the same command goes on where it stopped")
 

@@ -16,6 +16,7 @@ from small_runs import call, done, files, picture, read, refused, write_classes
 import data
 import evaluate
 import train
+from assets import runs
 
 WORLD = ["--method", "coop", "--n-ctx", "2", "--tau", "0.05", "--batch-size", "4", "--epochs", "3",
          "--test-images", "2", "--data-root", "/nowhere"]       # 45 steps of a moment
@@ -48,28 +49,28 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("step", [1, 17, 40])
 def test_a_run_killed_in_a_step_ends_the_same(at, undisturbed, monkeypatch, step, capsys):
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
-    add = train.Log.add
+    monkeypatch.setattr(runs, "SAVE_SECONDS", 0)
+    add = runs.Log.add
 
     def add_or_die(log, *terms):
         add(log, *terms)
         if log.step == step:
             raise Killed
-    monkeypatch.setattr(train.Log, "add", add_or_die)
+    monkeypatch.setattr(runs.Log, "add", add_or_die)
     with pytest.raises(Killed):
         train.main([*WORLD, "--out", "run"])
     assert not Path("run/result.json").exists() and Path("run/state.pt").exists()
-    monkeypatch.setattr(train.Log, "add", add)
+    monkeypatch.setattr(runs.Log, "add", add)
     assert f"goes on   after step {step}" in done(*WORLD, "--out", "run")
     assert run_files("run") == undisturbed
 
 
 def test_a_run_killed_before_anything_was_kept_begins_again(at, undisturbed, monkeypatch):
-    add = train.Log.add
-    monkeypatch.setattr(train.Log, "add", lambda *a: (_ for _ in ()).throw(Killed()))
+    add = runs.Log.add
+    monkeypatch.setattr(runs.Log, "add", lambda *a: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         train.main([*WORLD, "--out", "run"])
-    monkeypatch.setattr(train.Log, "add", add)
+    monkeypatch.setattr(runs.Log, "add", add)
     assert "goes on" not in done(*WORLD, "--out", "run")
     assert run_files("run") == undisturbed
 
@@ -95,7 +96,7 @@ CHILD = """
 import os, sys
 sys.path.insert(0, {root!r})
 import data, train
-train.SAVE_SECONDS = 0
+train.runs.SAVE_SECONDS = 0
 calls, replace = [0], os.replace
 def killed(kind, at):
     if kind == {kind!r}:
@@ -169,9 +170,9 @@ def test_other_arguments_are_named(at, monkeypatch):
 
 
 def test_a_state_that_is_none_is_refused(at, monkeypatch):
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
-    add = train.Log.add
-    monkeypatch.setattr(train.Log, "add", lambda *a: add(*a) or (_ for _ in ()).throw(Killed()))
+    monkeypatch.setattr(runs, "SAVE_SECONDS", 0)
+    add = runs.Log.add
+    monkeypatch.setattr(runs.Log, "add", lambda *a: add(*a) or (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         train.main([*WORLD, "--out", "run"])
     Path("run/state.pt").write_bytes(b"nonsense")
@@ -190,21 +191,21 @@ def test_history_is_measured_on_the_training_images_and_goes_on_too(at, monkeypa
     items = [item for item in dataset.train if item[0] in drawn]
     batches = data.batches(dataset, items, 32, "cpu")
     numbers, _ = evaluate.measure(learner, *evaluate.image_features(learner, batches))
-    for name in train.HISTORY:                                      # the last step's tokens
+    for name in runs.HISTORY:                                      # the last step's tokens
         assert float(rows[-1][name]) == pytest.approx(numbers[name], rel=1e-4), name
     for row in rows:
         assert 0 <= float(row["accuracy"]) <= 100
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
-    add = train.Log.add
+    monkeypatch.setattr(runs, "SAVE_SECONDS", 0)
+    add = runs.Log.add
 
     def add_or_die(log, *terms):
         add(log, *terms)
         if log.step == 23:
             raise Killed
-    monkeypatch.setattr(train.Log, "add", add_or_die)
+    monkeypatch.setattr(runs.Log, "add", add_or_die)
     with pytest.raises(Killed):
         train.main([*words, "killed"])
-    monkeypatch.setattr(train.Log, "add", add)
+    monkeypatch.setattr(runs.Log, "add", add)
     done(*words, "killed")
     assert run_files("killed") == run_files("whole")
 
@@ -262,20 +263,20 @@ def test_one_value_on_each_axis_is_one_run():
 
 
 def test_axes_multiply():
-    runs = plan("--method", "cocoop", "maple", "--npt", "off", "on", "--tau", 1, 0.01,
+    planned = plan("--method", "cocoop", "maple", "--npt", "off", "on", "--tau", 1, 0.01,
                 "--dataset", "eurosat", "dtd", "--seed", 1, 2, 3)
-    assert len(runs) == 48 and all(run.in_grid for run in runs)
-    assert len({train.default_name(run, run.dataset) for run in runs}) == 48
-    assert {run.draw_seed for run in runs} == {1, 2, 3}             # each its seed's
+    assert len(planned) == 48 and all(run.in_grid for run in planned)
+    assert len({runs.default_name(run, run.dataset) for run in planned}) == 48
+    assert {run.draw_seed for run in planned} == {1, 2, 3}             # each its seed's
     assert {run.draw_seed for run in plan("--seed", 1, 2, "--draw-seed", 5)} == {5}
     assert [run.dataset for run in plan("--dataset", "all")] == data.ALL
 
 
 def test_what_does_not_matter_makes_no_second_run():
     """Zero-shot CLIP has no tau, prompts without NPT no weights."""
-    runs = plan("--method", "zeroshot", "coop", "--npt", "off", "on", "--tau", 1, 0.05, "--w1", 0.3,
+    planned = plan("--method", "zeroshot", "coop", "--npt", "off", "on", "--tau", 1, 0.05, "--w1", 0.3,
                 1, "--lr", 0.1)
-    kinds = sorted(train.default_name(run, "w") for run in runs)
+    kinds = sorted(runs.default_name(run, "w") for run in planned)
     assert kinds == sorted(["w-zeroshot-seed1", "w-coop-tau1-seed1", "w-coop-tau0.05-seed1", *(
         f"w-coop-npt-tau{tau}-seed1-w1{w1}" for tau in ("1", "0.05") for w1 in ("0.3", "1"))])
     with pytest.raises(ValueError, match="add --npt"):
