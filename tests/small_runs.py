@@ -1,4 +1,4 @@
-"""What the tests of train.py and evaluate.py share: folders of pictures, and calls as a user makes them."""
+"""What tests of train.py and evaluate.py share: folders of pictures, calls as a user makes them."""
 import contextlib
 import csv
 import hashlib
@@ -14,7 +14,8 @@ import train
 
 def picture(seed, size=32):
     """A picture of coarse coloured blocks, another for each seed."""
-    blocks = torch.randint(0, 256, (4, 4, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(blocks.numpy()).resize((size, size), Image.NEAREST)
 
 
@@ -64,7 +65,7 @@ def done(*argv, main=train.main):
 def refused(*argv, main=train.main):
     """The one line with which a command is refused, exit code 2."""
     code, _, err = call(main, *argv)
-    lines = err.replace("\r", "\n").strip().split("\n")             # a progress bar may stand before it
+    lines = err.replace("\r", "\n").strip().split("\n")     # a progress bar may stand before it
     assert code == 2 and lines[-1].startswith("error: "), err
     assert sum(line.startswith("error: ") for line in lines) == 1 and "Traceback" not in err
     return lines[-1]

@@ -1,7 +1,7 @@
 """The project against the original implementations of CLIP's tokenizer, CoOp, CoCoOp and MaPLe.
 
-tests/golden/*.json hold what those compute in float32 on a CPU, from weights and images that an integer hash makes
-(conftest.hash_tensor). No line of the originals is needed to check against them.
+tests/golden/*.json hold what those compute in float32 on a CPU, from weights and images that an
+integer hash makes (conftest.hash_tensor). No line of the originals is needed to check against them.
 """
 import json
 from pathlib import Path
@@ -28,11 +28,13 @@ def test_learner_equals_the_original(file):
     case = json.loads((GOLDEN / file).read_text())
     arch, offset = case["arch"], case["offset"]
     clip = clip_model.build(hash_state(offset=offset, **arch))
-    learner = prompts.build(case["method"], clip, case["classnames"], n_ctx=case["n_ctx"], ctx_init=case["ctx_init"],
-                            prompt_depth=case["prompt_depth"], class_specific=case["class_specific"])
+    learner = prompts.build(case["method"], clip, case["classnames"],
+                            n_ctx=case["n_ctx"], ctx_init=case["ctx_init"],
+                            prompt_depth=case["prompt_depth"],
+                            class_specific=case["class_specific"])
     learned = prompts.trainable(learner)
     assert {name: list(p.shape) for name, p in learned.items()} == case["trainable"]
-    for name, ids in zip(case["classnames"], case["token_ids"]):
+    for name, ids in zip(case["classnames"], case["token_ids"], strict=True):
         assert clip_model.prompt_ids(learner.prompt(name)) == ids
     fill_learned(learner, offset)
     images = (4 * hash_uniform((case["batch"], 3, arch["res"], arch["res"]), offset + 9000)).float()
@@ -40,7 +42,8 @@ def test_learner_equals_the_original(file):
 
     logits, z, g = learner(images)
     torch.testing.assert_close(z, torch.tensor(case["image_features"]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(g.flatten(0, -2), torch.tensor(case["text_features"]), atol=1e-5, rtol=0)
+    text_features = torch.tensor(case["text_features"])
+    torch.testing.assert_close(g.flatten(0, -2), text_features, atol=1e-5, rtol=0)
     torch.testing.assert_close(logits, torch.tensor(case["logits"]), atol=1e-3, rtol=0)
 
     loss = F.cross_entropy(logits, labels)
@@ -50,10 +53,12 @@ def test_learner_equals_the_original(file):
         grad = learned[name].grad
         assert grad.norm().item() == pytest.approx(golden["norm"], rel=2e-3), name
         head = torch.tensor(golden["head"])
-        torch.testing.assert_close(grad.flatten()[:16], head, atol=2e-3 * head.abs().max().item(), rtol=0)
+        atol = 2e-3 * head.abs().max().item()
+        torch.testing.assert_close(grad.flatten()[:16], head, atol=atol, rtol=0)
 
     sgd = case["after_sgd"]
-    optimizer = torch.optim.SGD(learned.values(), lr=sgd["lr"], momentum=sgd["momentum"], weight_decay=sgd["weight_decay"])
+    optimizer = torch.optim.SGD(learned.values(), lr=sgd["lr"], momentum=sgd["momentum"],
+                                weight_decay=sgd["weight_decay"])
     for _ in range(sgd["steps"]):
         optimizer.zero_grad()
         F.cross_entropy(learner(images)[0], labels).backward()

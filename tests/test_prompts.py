@@ -1,4 +1,4 @@
-"""The learners' fast forms against the textbook form (tests/textbook.py), and what else prompts.py promises."""
+"""The learners' fast forms against tests/textbook.py, and what else prompts.py promises."""
 import threading
 
 import pytest
@@ -11,21 +11,24 @@ import clip_model
 import losses
 import prompts
 
-RAGGED = ["Forest", "Highway or Road", "golden_retriever", "supercalifragilisticexpialidocious", "golden eagle", "Forest"]
+RAGGED = ["Forest", "Highway or Road", "golden_retriever", "supercalifragilisticexpialidocious",
+          "golden eagle", "Forest"]
 SETTINGS = {                                                # one row a form of learner
-    "coop": dict(method="coop", n_ctx=5),
-    "coop from words": dict(method="coop", ctx_init="a photo of a"),
-    "coop class-specific": dict(method="coop", n_ctx=3, class_specific=True),
-    "cocoop": dict(method="cocoop", n_ctx=4, ctx_init="a photo of a"),
-    "cocoop one token": dict(method="cocoop", n_ctx=1),
-    "maple": dict(method="maple", n_ctx=2, ctx_init="a photo of a", prompt_depth=3),
-    "maple input only": dict(method="maple", n_ctx=3, ctx_init="a photo of a", prompt_depth=1),
-    "maple six tokens": dict(method="maple", n_ctx=6, prompt_depth=2),
+    "coop": {"method": "coop", "n_ctx": 5},
+    "coop from words": {"method": "coop", "ctx_init": "a photo of a"},
+    "coop class-specific": {"method": "coop", "n_ctx": 3, "class_specific": True},
+    "cocoop": {"method": "cocoop", "n_ctx": 4, "ctx_init": "a photo of a"},
+    "cocoop one token": {"method": "cocoop", "n_ctx": 1},
+    "maple": {"method": "maple", "n_ctx": 2, "ctx_init": "a photo of a", "prompt_depth": 3},
+    "maple input only": {"method": "maple", "n_ctx": 3, "ctx_init": "a photo of a",
+                         "prompt_depth": 1},
+    "maple six tokens": {"method": "maple", "n_ctx": 6, "prompt_depth": 2},
 }
 
 
 def learner_of(clip, setting, classnames=RAGGED):
-    learner = prompts.build(setting["method"], clip, classnames, **{k: v for k, v in setting.items() if k != "method"})
+    options = {name: value for name, value in setting.items() if name != "method"}
+    learner = prompts.build(setting["method"], clip, classnames, **options)
     fill_learned(learner)
     return learner
 
@@ -36,7 +39,8 @@ def gradients(learner, logits, z, g):
     y = torch.arange(len(logits)) % logits.shape[1]
     fixed = torch.linspace(-1, 1, g.numel()).reshape(g.shape).cos()
     loss = F.cross_entropy(logits, y) + (g * fixed).sum() + z.sum() / 10
-    return dict(zip(learned, torch.autograd.grad(loss, list(learned.values()))))
+    grads = torch.autograd.grad(loss, list(learned.values()))
+    return dict(zip(learned, grads, strict=True))
 
 
 def assert_same(learner, images):
@@ -55,7 +59,8 @@ def test_fast_form_equals_textbook(small_clip, setting, batch):
     assert_same(learner_of(small_clip, setting), torch.randn(batch, 3, 32, 32))
 
 
-@pytest.mark.parametrize("setting", [SETTINGS[n] for n in ("coop", "cocoop", "maple", "coop class-specific")])
+@pytest.mark.parametrize("setting", [
+    SETTINGS[n] for n in ("coop", "cocoop", "maple", "coop class-specific")])
 def test_several_trees_and_recomputed_activations_change_nothing(small_clip, setting, monkeypatch):
     monkeypatch.setitem(prompts.TREE_NODES, "cpu", 20)
     monkeypatch.setattr(prompts, "CROWDED", 0)
@@ -73,25 +78,30 @@ def two_threads():
 
 
 @pytest.mark.parametrize("method, images, parts", [
-    ("maple", 2, [2]), ("maple", 5, [1, 2, 2]), ("coop", 2, [2]), ("coop", 3, [1, 2]), ("coop", 9, [1, 1, 1, 2, 2, 2])])
-def test_few_images_at_a_time_change_nothing(small_clip, method, images, parts, two_threads, monkeypatch):
-    monkeypatch.setattr(clip_model, "CACHED", 2 * 5 * 128)                      # two images of five tokens
+    ("maple", 2, [2]), ("maple", 5, [1, 2, 2]),
+    ("coop", 2, [2]), ("coop", 3, [1, 2]), ("coop", 9, [1, 1, 1, 2, 2, 2])])
+def test_few_images_at_a_time_change_nothing(
+        small_clip, method, images, parts, two_threads, monkeypatch):
+    monkeypatch.setattr(clip_model, "CACHED", 2 * 5 * 128)      # two images of five tokens
     seen = []
     hook = small_clip.visual.register_forward_pre_hook(
-        lambda _, arguments: seen.append((len(arguments[0]), threading.current_thread(), torch.get_num_threads())))
+        lambda _, arguments: seen.append(
+            (len(arguments[0]), threading.current_thread(), torch.get_num_threads())))
     learner = learner_of(small_clip, SETTINGS[method])
     learner(torch.randn(images, 3, 32, 32))
     hook.remove()
     assert sorted(n for n, *_ in seen) == parts
-    each_core = images >= 4 and method == "coop"                                # the image tower learns nothing
+    each_core = images >= 4 and method == "coop"                # the image tower learns nothing
     assert all((thread is not threading.main_thread()) == each_core for _, thread, _ in seen)
-    assert all(threads == (1 if each_core else 2) for *_, threads in seen) and torch.get_num_threads() == 2
+    assert all(threads == (1 if each_core else 2) for *_, threads in seen)
+    assert torch.get_num_threads() == 2
     assert_same(learner, torch.randn(images, 3, 32, 32))
 
 
 @pytest.mark.parametrize("wanted", ["weights", "pixels"])
 def test_gradients_arrive_however_many_images(wanted, two_threads, monkeypatch):
-    clip, images = clip_model.build(hash_state()).requires_grad_(wanted == "weights"), torch.randn(9, 3, 32, 32)
+    clip = clip_model.build(hash_state()).requires_grad_(wanted == "weights")
+    images = torch.randn(9, 3, 32, 32)
     leaf = clip.visual.conv1.weight if wanted == "weights" else images.requires_grad_()
     expected, = torch.autograd.grad(clip.visual(images).square().sum(), leaf)
     monkeypatch.setattr(clip_model, "CACHED", 0)
@@ -101,7 +111,10 @@ def test_gradients_arrive_however_many_images(wanted, two_threads, monkeypatch):
 
 @pytest.mark.parametrize("method", ["coop", "cocoop", "maple"])
 def test_nothing_in_a_step_waits_for_its_numbers(method):
-    """Tensors of the meta device hold none, so whatever would make a GPU wait, .item() or nonzero(), raises there."""
+    """Whatever would make a GPU wait, .item() or nonzero(), raises on the meta device.
+
+    Its tensors hold no numbers.
+    """
     clip = clip_model.build({name: tensor.to("meta") for name, tensor in hash_state().items()})
     learner = prompts.build(method, clip, RAGGED, n_ctx=2)
     optimizer = torch.optim.SGD(prompts.trainable(learner).values(), lr=0.1, momentum=0.9)
@@ -114,12 +127,14 @@ def test_nothing_in_a_step_waits_for_its_numbers(method):
         loss.item()
 
 
-@pytest.mark.parametrize("shape", [dict(vl=2, tl=4, patch=8), dict(vl=4, tl=2, tw=128, embed=32, offset=3), dict(vl=1, tl=1)],
-                         ids=["deep text", "deep vision", "one layer"])
+@pytest.mark.parametrize("shape", [
+    {"vl": 2, "tl": 4, "patch": 8}, {"vl": 4, "tl": 2, "tw": 128, "embed": 32, "offset": 3},
+    {"vl": 1, "tl": 1}], ids=["deep text", "deep vision", "one layer"])
 @pytest.mark.parametrize("method", ["coop", "cocoop", "maple"])
 def test_other_sizes(shape, method):
     clip = clip_model.build(hash_state(**shape))
-    assert_same(learner_of(clip, dict(method=method, n_ctx=2), RAGGED[:1]), torch.randn(2, 3, 32, 32))
+    learner = learner_of(clip, {"method": method, "n_ctx": 2}, RAGGED[:1])
+    assert_same(learner, torch.randn(2, 3, 32, 32))
 
 
 def test_tree_holds_every_shared_start_once():
@@ -129,28 +144,34 @@ def test_tree_holds_every_shared_start_once():
     assert tree.positions.tolist() == [0, 1, 2, 3, 4, 3, 4, 1, 2]
     assert tree.ends.tolist() == [4, 6, 8, 4]
     seen = [row.nonzero()[:, 0].tolist() for row in tree.mask]
-    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 5], [0, 1, 2, 5, 6], [0, 7], [0, 7, 8]]
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 5],
+                    [0, 1, 2, 5, 6], [0, 7], [0, 7, 8]]
 
 
 def test_learned_tokens_and_the_common_start_are_laid_out_once(small_clip):
-    learner = prompts.build("maple", small_clip, ["cat", "dog", "fox"], n_ctx=2, ctx_init="a photo of a")
+    learner = prompts.build("maple", small_clip, ["cat", "dog", "fox"], n_ctx=2,
+                            ctx_init="a photo of a")
     tree, = learner.trees
     # start, u_1, u_2, "of", "a" once; then name, full stop and end token for each of three classes
-    assert len(tree.tokens) == 5 + 3 * 3 and tree.slots.tolist() == [1, 2] and tree.rows.tolist() == [0, 1]
+    assert len(tree.tokens) == 5 + 3 * 3
+    assert tree.slots.tolist() == [1, 2] and tree.rows.tolist() == [0, 1]
 
 
 def test_encode_text_equals_textbook(small_clip):
-    tokens = clip_model.tokenize(["a photo of a cat.", "x", "seven words make a rather longer text"])
+    tokens = clip_model.tokenize(
+        ["a photo of a cat.", "x", "seven words make a rather longer text"])
     W = dict(small_clip.named_parameters())
     slow = textbook.G_l(W, W["token_embedding.weight"][tokens], tokens.argmax(dim=1))
-    torch.testing.assert_close(F.normalize(small_clip.encode_text(tokens), dim=-1), slow, atol=1e-5, rtol=0)
+    fast = F.normalize(small_clip.encode_text(tokens), dim=-1)
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
 
 
 def test_eq1_logits_are_cosines_over_lambda(small_clip):
-    logits, z, g = (t.detach() for t in learner_of(small_clip, SETTINGS["maple"])(torch.randn(2, 3, 32, 32)))
+    learner = learner_of(small_clip, SETTINGS["maple"])
+    logits, z, g = (t.detach() for t in learner(torch.randn(2, 3, 32, 32)))
     for i in range(2):
         for k in range(len(RAGGED)):
-            cosine = sum(float(a) * float(b) for a, b in zip(z[i], g[k]))
+            cosine = sum(float(a) * float(b) for a, b in zip(z[i], g[k], strict=True))
             assert logits[i, k].item() == pytest.approx(100 * cosine, abs=1e-3)
     assert small_clip.temperature.item() == pytest.approx(0.01)
     torch.testing.assert_close(z.norm(dim=1), torch.ones(2))
@@ -161,7 +182,8 @@ def test_zero_shot_is_clip_on_the_template(small_clip):
     images = torch.randn(2, 3, 32, 32)
     learner = prompts.build("zeroshot", small_clip, ["cat", "sea_lake"], ctx_init="{} texture.")
     logits, z, g = learner(images)
-    text = F.normalize(small_clip.encode_text(clip_model.tokenize(["cat texture.", "sea lake texture."])), dim=-1)
+    tokens = clip_model.tokenize(["cat texture.", "sea lake texture."])
+    text = F.normalize(small_clip.encode_text(tokens), dim=-1)
     torch.testing.assert_close(g, text, atol=1e-5, rtol=0)
     assert prompts.trainable(learner) == {} and not logits.requires_grad
 
@@ -173,9 +195,10 @@ def test_only_prompts_train_and_mode_changes_nothing(small_clip, setting):
     assert not any(p.requires_grad for p in learner.clip.parameters())
     assert all(p.dtype == torch.float32 for p in prompts.trainable(learner).values())
     trained = learner.train()(images)
-    for a, b in zip(trained, learner.eval()(images)):
+    for a, b in zip(trained, learner.eval()(images), strict=True):
         assert torch.equal(a, b)
-    assert trained[1].requires_grad == (setting["method"] == "maple")       # the image tower of the others keeps no graph
+    # the image tower of the others keeps no graph
+    assert trained[1].requires_grad == (setting["method"] == "maple")
 
 
 @pytest.mark.parametrize("name", ["coop", "cocoop", "maple"])
@@ -191,7 +214,10 @@ def test_other_classes_under_the_same_learned_tokens(small_clip, name):
 
 
 def test_text_features_held_by_the_caller_are_those_computed_anew(small_clip):
-    """... after a training step, after a checkpoint is loaded and after the classes changed: nothing is kept inside."""
+    """... after a training step, after a checkpoint is loaded and after the classes changed.
+
+    Nothing is kept inside.
+    """
     images = torch.randn(2, 3, 32, 32)
     learner = learner_of(small_clip, SETTINGS["maple"])
     saved = {n: p.detach().clone() for n, p in prompts.trainable(learner).items()}
@@ -210,9 +236,11 @@ def test_text_features_held_by_the_caller_are_those_computed_anew(small_clip):
 
 def test_published_checkpoints_are_read(small_clip):
     """Theirs prefix the names and hold class-dependent buffers, sometimes CLIP itself."""
-    source, target = learner_of(small_clip, SETTINGS["maple"]), prompts.build("maple", small_clip, ["cat"])
+    source = learner_of(small_clip, SETTINGS["maple"])
+    target = prompts.build("maple", small_clip, ["cat"])
     published = {"prompt_learner." + n: p.detach() for n, p in prompts.trainable(source).items()}
-    published |= {"prompt_learner.token_prefix": torch.zeros(6, 1, 64), "image_encoder.conv1.weight": torch.zeros(1)}
+    published |= {"prompt_learner.token_prefix": torch.zeros(6, 1, 64),
+                  "image_encoder.conv1.weight": torch.zeros(1)}
     prompts.load_trainable(target, {"state_dict": published, "epoch": 5})
     for name, p in prompts.trainable(target).items():
         assert torch.equal(p, prompts.trainable(source)[name])
@@ -220,18 +248,24 @@ def test_published_checkpoints_are_read(small_clip):
 
 def test_checkpoint_of_another_shape_is_refused(small_clip):
     learner = learner_of(small_clip, SETTINGS["maple"])
-    with pytest.raises(ValueError, match="must hold ctx of shape .2, 64.*it has one of shape .4, 64"):
+    line = "must hold ctx of shape .2, 64.*it has one of shape .4, 64"
+    with pytest.raises(ValueError, match=line):
         prompts.load_trainable(learner, {"ctx": torch.zeros(4, 64)})
     with pytest.raises(ValueError, match="it has none"):
         prompts.load_trainable(learner, {})
 
 
 def test_prompts_as_text(small_clip):
-    show = lambda **setting: learner_of(small_clip, setting).show_prompt("Sea_or Lake")
-    assert show(method="maple", n_ctx=2, ctx_init="a photo of a") == "[u_1] [u_2] of a Sea or Lake."
-    assert show(method="cocoop", ctx_init="a photo of a") == "[u_1] [u_2] [u_3] [u_4] Sea or Lake."
+    def show(**setting):
+        return learner_of(small_clip, setting).show_prompt("Sea_or Lake")
+
+    assert (show(method="maple", n_ctx=2, ctx_init="a photo of a")
+            == "[u_1] [u_2] of a Sea or Lake.")
+    assert (show(method="cocoop", ctx_init="a photo of a")
+            == "[u_1] [u_2] [u_3] [u_4] Sea or Lake.")
     assert show(method="coop", n_ctx=2) == "[u_1] [u_2] Sea or Lake."
-    assert prompts.build("zeroshot", small_clip, ["x"]).show_prompt("Sea_or Lake") == "a photo of a Sea or Lake."
+    zeroshot = prompts.build("zeroshot", small_clip, ["x"])
+    assert zeroshot.show_prompt("Sea_or Lake") == "a photo of a Sea or Lake."
 
 
 def test_learned_vectors_start_at_the_words(small_clip):
@@ -241,12 +275,12 @@ def test_learned_vectors_start_at_the_words(small_clip):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(method="magic"), "unknown method 'magic', expected one of zeroshot, coop, cocoop, maple"),
-    (dict(method="maple", prompt_depth=4), "prompt depth must be from 1 to 3.*got 4"),
-    (dict(method="maple", prompt_depth=0), "prompt depth must be from 1 to 3"),
-    (dict(method="coop", n_ctx=0), "n_ctx must be at least 1"),
-    (dict(method="maple", n_ctx=3, ctx_init="photo"), "fewer: 'photo'"),
-    (dict(method="maple", class_specific=True), "class_specific is a setting of coop"),
+    ({"method": "magic"}, "unknown method 'magic', expected one of zeroshot, coop, cocoop, maple"),
+    ({"method": "maple", "prompt_depth": 4}, "prompt depth must be from 1 to 3.*got 4"),
+    ({"method": "maple", "prompt_depth": 0}, "prompt depth must be from 1 to 3"),
+    ({"method": "coop", "n_ctx": 0}, "n_ctx must be at least 1"),
+    ({"method": "maple", "n_ctx": 3, "ctx_init": "photo"}, "fewer: 'photo'"),
+    ({"method": "maple", "class_specific": True}, "class_specific is a setting of coop"),
 ])
 def test_settings_that_do_not_fit(small_clip, arguments, message):
     method = arguments.pop("method")
@@ -257,7 +291,8 @@ def test_settings_that_do_not_fit(small_clip, arguments, message):
 def test_class_name_beyond_77_tokens_is_named(small_clip):
     with pytest.raises(ValueError, match="class 'cat cat .*tokens where CLIP takes 77"):
         prompts.build("coop", small_clip, ["dog", "cat " * 61])
-    prompts.build("coop", small_clip, ["cat " * 58])                    # 1 + 16 + 58 + "." + 1 = 77 tokens: the last to fit
+    # 1 + 16 + 58 + "." + 1 = 77 tokens: the last to fit
+    prompts.build("coop", small_clip, ["cat " * 58])
     with pytest.raises(ValueError, match="78 tokens"):
         prompts.build("coop", small_clip, ["cat " * 59])
 
