@@ -1,4 +1,5 @@
 """The learners' fast forms against tests/textbook.py, and what else prompts.py promises."""
+import re
 import threading
 
 import pytest
@@ -146,6 +147,34 @@ def test_tree_holds_every_shared_start_once():
     seen = [row.nonzero()[:, 0].tolist() for row in tree.mask]
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 5],
                     [0, 1, 2, 5, 6], [0, 7], [0, 7, 8]]
+
+
+def test_tree_is_the_one_drawn():
+    """The drawing in PromptTree's docstring is the oracle, read as it stands there."""
+    drawing = prompts.PromptTree.__doc__
+    given = [line.split(", ") for line in re.findall(r"\[(start.*?)\]", drawing)]
+    words = ["start", "of", "a", "cat", "sea", "lake", ".", "end"]
+    id_of = {word: 100 + i for i, word in enumerate(words)} | {"-1": -1, "-2": -2}
+    tree = prompts.PromptTree([[id_of[word] for word in line] for line in given])
+
+    table = re.findall(r"(\d+) {4,}(\S+) {3,}(\d+)(?: +(\d+))?$", drawing, re.M)
+    nodes, tokens, positions, rows = zip(*table, strict=True)
+    assert [int(n) for n in nodes] == list(range(12))
+    assert tree.positions.tolist() == [int(n) for n in positions]
+    learned = [i for i, token in enumerate(tokens) if token.startswith("(")]
+    assert [tokens[i] for i in learned] == ["(u_1)", "(u_2)"]       # their token ids are never read
+    assert tree.slots.tolist() == learned
+    assert tree.rows.tolist() == [int(row) for row in rows if row]
+    assert [i for i, row in enumerate(rows) if row] == learned
+    found = [token for i, token in enumerate(tree.tokens.tolist()) if i not in learned]
+    assert found == [id_of[token] for i, token in enumerate(tokens) if i not in learned]
+
+    for name in ("slots", "rows", "ends"):
+        listed = re.search(rf"{name} +\[(.+?)\]", drawing)[1].split(", ")
+        assert getattr(tree, name).tolist() == [int(n) for n in listed]
+    node, seen = re.search(r"node (\d+) sees ([\d ]+):", drawing).groups()
+    assert tree.mask[int(node)].nonzero()[:, 0].tolist() == [int(n) for n in seen.split()]
+    assert tree.mask.shape == (12, 12)
 
 
 def test_learned_tokens_and_the_common_start_are_laid_out_once(small_clip):
