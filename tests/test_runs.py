@@ -154,7 +154,7 @@ def test_ctrl_c_leaves_at_once_with_one_line(at):
     process.send_signal(signal.SIGINT)
     start = time.monotonic()
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and time.monotonic() - start < 3
+    assert process.returncode == 130 and time.monotonic() - start < 10
     assert err.strip().split("\n")[-1] == "interrupted; the same command goes on where it stopped"
     assert "Traceback" not in err and not Path("run/result.json").exists()
 
