@@ -274,8 +274,8 @@ def test_axes_multiply():
 
 def test_what_does_not_matter_makes_no_second_run():
     """Zero-shot CLIP has no tau, prompts without NPT no weights."""
-    planned = plan("--method", "zeroshot", "coop", "--npt", "off", "on", "--tau", 1, 0.05, "--w1", 0.3,
-                1, "--lr", 0.1)
+    planned = plan("--method", "zeroshot", "coop", "--npt", "off", "on", "--tau", 1, 0.05,
+                   "--w1", 0.3, 1, "--lr", 0.1)
     kinds = sorted(runs.default_name(run, "w") for run in planned)
     assert kinds == sorted(["w-zeroshot-seed1", "w-coop-tau1-seed1", "w-coop-tau0.05-seed1", *(
         f"w-coop-npt-tau{tau}-seed1-w1{w1}" for tau in ("1", "0.05") for w1 in ("0.3", "1"))])
