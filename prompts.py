@@ -82,8 +82,8 @@ class Learner(nn.Module):
         """
         if not classnames:
             raise ValueError("a learner needs at least one class name, got none")
-        prompts = [self.token_ids(k, name) for k, name in enumerate(classnames)]
-        self.trees = plant_trees(prompts, self.clip.logit_scale.device)
+        ids = [self.token_ids(k, name) for k, name in enumerate(classnames)]
+        self.trees = plant_trees(ids, self.clip.logit_scale.device)
         self.classnames = list(classnames)
 
     def encode(self, u=None, deep_prompts=()):
@@ -328,8 +328,9 @@ class PromptTree(nn.Module):
     """The prompts of some classes as a prefix tree: what several start with alike stands once.
 
     Under a causal mask a token's state depends on the tokens before it and on nothing else. Prompts
-    that start alike have the same states along that start, in every layer, so one copy serves all.
-    Exact; tests/textbook.py computes each prompt by itself and is the oracle. Two classes of MaPLe:
+    that start alike have the same states along that start, in every layer, so one copy serves all;
+    where they part, even equal words are nodes of their own. Exact; tests/textbook.py computes each
+    prompt by itself and is the oracle. Two classes of MaPLe:
 
         start - u_1 - u_2 - of - a -+- cat - . - end            node    token   position   row
                                     |                            0      start      0
@@ -345,7 +346,8 @@ class PromptTree(nn.Module):
         mask           node 8 sees 0 1 2 3 4 8: its             10      .          7
                        ancestors and itself                     11      end        8
 
-    tokens, positions (T,) int64; mask (T, T) bool; slots, rows (K's learned nodes,); ends (K,)
+    tokens, positions (T,) int64; mask (T, T) bool; ends (K,); slots,
+    rows (b,), or b for each class where contexts are class-specific
     """
 
     def __init__(self, prompts):

@@ -8,7 +8,10 @@
 Trains on the base classes (Sec. 5.1), evaluates zero-shot CLIP and the tuned prompts on base and on
 novel classes, and leaves a folder: prompts.pt (the learned tensors), log.csv (every step),
 drawn.csv (the training images), run.json (all settings), result.json, written last. The same
-command goes on where it was killed, and skips what is finished.
+command goes on where it was killed; a grid skips what is finished.
+
+A run on a CPU comes out the same to the bit, whatever the number of workers, on one machine and
+with one number of threads. On a GPU the sums of some backward passes come in any order.
 
 From top to bottom: run (the whole job), train (Eq. (7) and SGD), what is said and kept of a run,
 the settings, the command line. assets/runs.py has the log, run folders and grids.

@@ -179,7 +179,7 @@ def default_name(args, dataset_name):
 
 
 def finished(args, dataset, settings):
-    """Whether a run of a grid is done; refuses an --out that can't become this run."""
+    """Whether a run of a grid is done; refuses an --out that can't become this run, or is one."""
     if not args.out:
         return False
     if not args.out.name:
@@ -230,7 +230,7 @@ def claim(args, dataset, settings):
 
 
 def clean(folder):
-    """Remove what a finished run no longer needs, or a folder in which nothing was begun."""
+    """Remove what a finished run no longer needs."""
     if (folder / "result.json").is_file():
         for name in ("state.pt", *(f"{name}.part" for name in FILES), LOCK):
             (folder / name).unlink(missing_ok=True)

@@ -90,7 +90,8 @@ def test_changing_it_names_what_exists():
                        ("losses.py", "npt_loss"), ("train.py", "settle"), ("train.py", "train")]:
         assert f"`{name}`" in text and name in defined(file)
     for file, name in [("prompts.py", "METHODS"), ("prompts.py", "DEFAULTS"),
-                       ("train.py", "OPTIMISER"), ("train.py", "TERMS"), ("data.py", "ROWS"),
+                       ("train.py", "OPTIMISER"), ("assets/runs.py", "TERMS"),
+                       ("data.py", "ROWS"),
                        ("assets/tables.py", "LEARNERS"), ("assets/tables.py", "NPT_ALONE"),
                        ("tests/test_prompts.py", "SETTINGS"), ("tests/test_data.py", "LAYOUTS")]:
         assert f"`{name}`" in text
