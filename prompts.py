@@ -257,6 +257,8 @@ def resolve(method, **given):
     for name in given.keys() - default.keys():
         raise ValueError(f"--{name.replace('_', '-')} is no setting of {method}")
     settings = default | given
+    if method == "maple" and given.get("ctx_init") and settings["n_ctx"] > 4:
+        raise ValueError("maple starts more than four tokens at random: leave out --ctx-init")
     if method in ("coop", "cocoop"):
         if "ctx_init" not in given and settings["n_ctx"] != default["n_ctx"]:
             settings["ctx_init"] = ""

@@ -21,9 +21,13 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until data.exit_code takes it over
 
 import torch
 import torchvision
@@ -232,7 +236,7 @@ class Log:
         if not path.is_file():
             return
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = clip_model.read(path)
             self.optimizer.load_state_dict(content["optimizer"])
             self.rows = content["rows"].tolist()
             with torch.no_grad():
@@ -370,7 +374,7 @@ class Busy(ValueError):
 def read_json(path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a file of a run ({error})") from None
 
 
@@ -623,7 +627,7 @@ def parser():
     add("--class-specific", action="store_true", help="CoOp: a context for each trained class")
     add("--epochs", type=whole(1), help="the first is a warm-up at lr 1e-5 (5; CoOp 50)")
     add("--batch-size", type=whole(1), help="images in a step (4; CoOp 32)")
-    add("--lr", type=number(0), nargs="+", default=[None],
+    add("--lr", type=number(0, 1e3), nargs="+", default=[None],
         help="SGD's highest learning rate (0.0035; CoOp 0.002)")
 
     add = p.add_argument_group("machine and files").add_argument
@@ -644,6 +648,8 @@ def parse(argv=None):
     args.dataset = [d for name in args.dataset for d in (data.ALL if name == "all" else [name])]
     if True not in args.npt and (args.w1, args.w2) != ([None], [None]):
         raise ValueError("--w1 and --w2 weigh the terms of NPT: add --npt")
+    if True not in args.npt and (args.ew, args.eh, args.reduction) != (1.0, 1.0, "mean"):
+        raise ValueError("--ew, --eh and --reduction belong to the terms of NPT: add --npt")
     several_values = [axis for axis in AXES if len(getattr(args, axis)) > 1]
     runs = {}
     for values in itertools.product(*(getattr(args, axis) for axis in AXES)):
