@@ -447,8 +447,8 @@ def page(done, seeds):
 
 
 def parse(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = data.Parser(description=__doc__.splitlines()[0],
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     only = p.add_mutually_exclusive_group()
     only.add_argument("--criteria", action="store_true",
                       help="only the checks of the world, written to criteria.txt")
@@ -484,16 +484,8 @@ def run(args):
 
 
 def main(argv=None):
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; finished runs are in {CSV.name}: run it again for the others",
-              file=sys.stderr)
-        return 130
-    return 0
+    return data.exit_code(lambda: run(parse(argv)), "interrupted; finished runs are in "
+                          f"{CSV.name}: run it again for the others")
 
 
 if __name__ == "__main__":
