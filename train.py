@@ -148,6 +148,10 @@ def train(learner, dataset, items, args, folder):
 
     Returns the mean of L_CLIP over the last epoch, nan where nothing is learned. Raises ValueError
     where a term is not finite, with its name and step.
+
+    On a CPU one seed gives the same bytes; another number of threads takes some sums in another
+    order. On a GPU the gradient of fused attention is added up in no fixed order, so two runs of
+    one seed, or a killed one that went on, agree to rounding and not bit for bit.
     """
     learned = prompts.trainable(learner)
     if not learned:
@@ -707,7 +711,7 @@ def run_grid(runs, root):
     elsewhere = f"; another process works on {len(busy)}" if busy else ""
     print(f"{ended} of {len(runs)} runs are finished in {root}{elsewhere}")
     for name, error in failed.items():
-        print(f"failed: {name}: {error}", file=sys.stderr)
+        print(f"failed: {name}: {data.one_line(error)}", file=sys.stderr)
     return int(bool(failed))
 
 

@@ -4,7 +4,8 @@
     python tests/faults.py mutations commands   # only these; --seed and --cases change the draw
 
 Parts: mutations (damaged files), commands (bad command lines), degenerate (legal, tiny sets),
-writers (full disk, read-only folder, devices), downloads, concurrent (two starts at once), kills.
+writers (full disk, read-only folder, devices), downloads, concurrent (two starts at once), kills
+(and Ctrl-C).
 A case is well if it is refused in one line with exit code 2, or if its numbers are those of the
 undamaged files. Nothing leaves the machine: servers answer on the loopback.
 
@@ -20,6 +21,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -607,6 +609,13 @@ def writers(tally, seed, cases, root):
             if left or (target / "result.json").exists():
                 kind, said = "other", f"left {left}"
             tally.add("full disk and the like", f"{name}: {way}", kind, said)
+    out = root / "open"                                 # beside a run that one may only read
+    out.mkdir()
+    out.chmod(0o777)
+    shutil.rmtree(root / "features", ignore_errors=True)
+    with read_only(root):
+        tally.add("full disk and the like", "a read-only run", *judged(
+            evaluate.main, [s.own, "--out", out], lambda: files(out), s.right[s.own]))
     no_space = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for step in range(1, 8):                            # the n-th rename of a run fails
         with pytest.MonkeyPatch.context() as patch:
@@ -784,6 +793,18 @@ def kills(tally, seed, cases, root):
             right &= {name: kept.get(name) for name in whole} == whole
             shutil.rmtree(root / "run")
         tally.check("kills of a run", i, right, err)
+    for i in range(cases // 5 or 1):                    # from the first imports on
+        name = ("train.py", "evaluate.py", "data.py")[i % 3]
+        asked = {"train.py": [*WORLD, "--out", root / "stopped"], "evaluate.py": [root / "whole"],
+                 "data.py": ["world"]}[name]
+        process = started(asked, root, SCRIPT.with_name(name))
+        time.sleep(rng.uniform(0.15, life))
+        process.send_signal(signal.SIGTERM if i % 2 else signal.SIGINT)
+        _, err = process.communicate()
+        right = process.returncode in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM)
+        finished = "holds a finished run" in err        # an earlier one came to its end
+        tally.check("Ctrl-C and SIGTERM", f"{name} {i}", "Traceback" not in err and (
+            right or finished), f"{process.returncode}: {err}")
     words = [*WORLD, "--epochs", "2", "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
     done(*words, root / "alone")
     for _ in range(3):
