@@ -631,7 +631,7 @@ def parser():
     add("--class-specific", action="store_true", help="CoOp: a context for each trained class")
     add("--epochs", type=whole(1), help="the first is a warm-up at lr 1e-5 (5; CoOp 50)")
     add("--batch-size", type=whole(1), help="images in a step (4; CoOp 32)")
-    add("--lr", type=number(0, 1e3), nargs="+", default=[None],
+    add("--lr", type=number(0, 1e30), nargs="+", default=[None],
         help="SGD's highest learning rate (0.0035; CoOp 0.002)")
 
     add = p.add_argument_group("machine and files").add_argument
