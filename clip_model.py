@@ -313,13 +313,19 @@ def load(name_or_path, device="cpu", dtype=torch.float32):
 
 
 def pick_device(name):
-    """--device auto|cpu|cuda|mps -> torch.device; ValueError where the machine has none such."""
+    """--device auto|cpu|cuda|mps -> torch.device; ValueError where the machine has none such.
+
+    Of several GPUs each of torchrun's processes takes its own.
+    """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
                "cpu": True}
     if name == "auto":
         name = next(n for n in present if present[n])
     if not present[name]:
         raise ValueError(f"--device {name}: this machine has none; use auto or cpu")
+    if name == "cuda":
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", rank % torch.cuda.device_count())
     return torch.device(name)
 
 
@@ -332,17 +338,16 @@ def _read_state_dict(path):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*torch.jit.load.*")
                 return torch.jit.load(str(path), map_location="cpu").state_dict()
-        with warnings.catch_warnings():         # what is wrong with a file is said in one line
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read(path)
     except PermissionError:
         raise
     except Exception as error:                  # a damaged file raises any of half a dozen types
         raise ValueError("not a weights file, or a truncated one; expected a TorchScript archive or"
                          " a state dict saved by torch.save; download it again") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not (isinstance(state, dict) and all(isinstance(name, str) and torch.is_tensor(tensor)
-                                            for name, tensor in state.items())):
+    if not (isinstance(state, dict) and all(
+            isinstance(name, str) and torch.is_tensor(tensor) and not tensor.is_meta
+            for name, tensor in state.items())):
         raise ValueError("holds no state dict (names and tensors); expected CLIP weights under "
                          "OpenAI's names")
     return state
@@ -351,6 +356,19 @@ def _read_state_dict(path):
 def shorten(text, most=120):
     """What came from outside, on its way into an error line."""
     return text if len(text) <= most else text[:most - 3] + "..."
+
+
+def read(path):
+    """What torch.save wrote, on the CPU; no code in it is run, and torch's warnings are not said.
+
+    Any of a dozen exceptions where the file is damaged: torch itself does not compare the sums that
+    it wrote, so a flipped bit would pass.
+    """
+    if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():
+        raise ValueError("a part of it has a wrong checksum")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def saved(content):

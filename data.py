@@ -36,6 +36,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until exit_code takes it over
+
 import torch
 import torchvision
 from filelock import FileLock  # torch itself depends on it
@@ -1009,6 +1012,13 @@ def whole(low, high=2 ** 31 - 1):
 seed = whole(0, 2 ** 32 - 1)        # torch's generators see the lowest 32 bits only
 
 
+def one_line(error):
+    """What an exception says, in one line of bearable length."""
+    text = re.split(r"\n\w+Error: ", str(error))[-1]     # a loader's worker: its traceback first
+    line = " ".join(text.split()) or type(error).__name__
+    return line if len(line) < 1000 else f"{line[:600]} ... {line[-300:]}"
+
+
 def exit_code(job, interrupted="interrupted; nothing unfinished was kept"):
     """Run a script's job; a failure becomes one line.
 
@@ -1022,10 +1032,12 @@ def exit_code(job, interrupted="interrupted; nothing unfinished was kept"):
 
     with contextlib.suppress(ValueError):               # only a main thread may set it
         signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return job() or 0
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
@@ -1039,7 +1051,8 @@ def alone(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
         yield
-    lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):              # Windows keeps an open file
+            lock.unlink()
 
 
 # The command line ---------------------------------------------------------------------------------
@@ -1098,8 +1111,7 @@ def list_datasets():
 
 
 def parse(argv=None):
-    p = argparse.ArgumentParser(
-        description="Say what a run on a dataset would see. No picture is opened.")
+    p = Parser(description="Say what a run on a dataset would see. No picture is opened.")
     p.add_argument("name", nargs="?", help="a dataset, all (the eleven of Table 1), or a folder of "
                                            "pictures; absent: the list of datasets is printed")
     p.add_argument("--data-root", default="data", metavar="FOLDER",
@@ -1127,26 +1139,24 @@ def parse(argv=None):
     return args
 
 
+def run(args):
+    if not args.name:
+        list_datasets()
+        return
+    found = []
+    for name in ALL if args.name == "all" else [args.name]:
+        dataset = load(name, args.data_root, seed=args.seed, classnames=args.classnames,
+                       fetch=args.fetch)
+        halved = args.base_novel or dataset.base_novel
+        found.append(describe(dataset, args.shots, args.seed, args.tau, halved))
+        if not args.json:
+            report(found[-1], dataset)
+    if args.json:
+        print(json.dumps(found if args.name == "all" else found[0], indent=1))
+
+
 def main(argv=None):
-    try:
-        args = parse(argv)
-        if not args.name:
-            list_datasets()
-            return 0
-        found = []
-        for name in ALL if args.name == "all" else [args.name]:
-            dataset = load(name, args.data_root, seed=args.seed, classnames=args.classnames,
-                           fetch=args.fetch)
-            halved = args.base_novel or dataset.base_novel
-            found.append(describe(dataset, args.shots, args.seed, args.tau, halved))
-            if not args.json:
-                report(found[-1], dataset)
-        if args.json:
-            print(json.dumps(found if args.name == "all" else found[0], indent=1))
-    except (ValueError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

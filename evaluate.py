@@ -10,15 +10,22 @@ Accuracy is top-1 over all test images, in per cent, base images against base cl
 against novel, as the originals have it; Table 1 has the harmonic mean of both. Beside it stand
 Definitions 2 and 3, L_LC's two parts and the three collapses of Sec. 3.2.
 """
+import contextlib
 import csv
 import hashlib
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until data.exit_code takes it over
+
 import numpy  # torchvision depends on it
+import PIL
 import torch
+import torchvision
 from tqdm import tqdm
 
 import clip_model
@@ -37,6 +44,11 @@ SETTINGS = {                    # what prompts.pt must say of its run, and in wh
     "prompt_depth": (int, type(None)), "dataset": str, "data_root": str, "classes": str,
     "trained_classes": list, "class_counts": list, "draw_seed": int, "label": str,
     "classnames_file": (str, type(None)),
+}
+ALONE = {                       # what can't stand beside these two options
+    "table": ("image", "features", "task", "classes", "data_root"),
+    "image": ("features", "task", "classes", "data_root", "out"),
+    "features": ("task", "targets", "out"),
 }
 OF_TEXTS = ("delta_lcd", "lcd_rms", "lc_shared", "lc_unequal")      # measured on texts alone
 
@@ -83,18 +95,20 @@ class FrozenFeatures:
 
     def kept(self, learner, show):
         path = self.folder / f"{self.dataset.name}-{self.fingerprint(learner.clip)}.pt"
-        with data.alone(path):
-            z = self.read(path)
+        z = None
+        with contextlib.suppress(OSError), data.alone(path):    # on a read-only or full disk they
+            z = self.read(path)                                 # are just made again next time
             if z is None:
                 z = self.made(learner, show).cpu()
                 content = {"z": z, "sha256": clip_model.checksum({"z": z})}
                 data.write(path, clip_model.saved(content))
+        z = self.made(learner, show) if z is None else z
         return z.to(learner.clip.logit_scale.device)
 
     def read(self, path):
         """The features in a file, None where there is none to trust."""
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            saved = clip_model.read(path)
             z = saved["z"]
             right = len(z) == len(self.dataset.test) and z.isfinite().all()
             return z if right and clip_model.checksum({"z": z}) == saved["sha256"] else None
@@ -105,6 +119,7 @@ class FrozenFeatures:
         view = data.transform(clip.visual.resolution, train=False)
         stats = [(name, self.dataset.path(name).stat()) for name, _ in self.dataset.test]
         words = [str(view), str(clip.logit_scale.device.type), torch.__version__,
+                 torchvision.__version__, PIL.__version__, str(self.dataset.exif),
                  clip_model.checksum(clip.visual.state_dict()),
                  *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
@@ -183,11 +198,19 @@ def measure(learner, z, y, batch_size=100):
         mid = losses.delta_mid(z_b, g, y_b)
         sums.append(len(z_b) * torch.cat([of_texts, mid[None]]))
     means = (torch.stack(sums).double().sum(dim=0) / len(z)).tolist()
-    probabilities = torch.cat(probabilities).cpu()
+    probabilities = finite(torch.cat(probabilities).cpu())
     right = (probabilities.argmax(dim=1) == y.cpu()).double().mean().item()
     numbers = dict(zip((*OF_TEXTS, "delta_mid"), means, strict=True)) | {"accuracy": 100 * right}
     collapses = losses.collapses(z, mean_g if learner.per_image else g, y)          # Sec. 3.2
     return numbers | collapses, probabilities
+
+
+def finite(probabilities):
+    """The same. ValueError where some are not finite: CLIP's numbers left the range of float16."""
+    if not probabilities.isfinite().all():
+        raise ValueError("the features are not finite: try --precision bfloat16 or float32, or "
+                         "other weights")
+    return probabilities
 
 
 def harmonic_mean(base, novel):
@@ -212,11 +235,9 @@ def read_prompts(folder, learner=None):
     """
     path = folder / "prompts.pt"
     try:
-        run = torch.load(path, map_location="cpu", weights_only=True)
+        run = clip_model.read(path)
         learned, settings = run["learned"], run["settings"]
-        for name, kinds in SETTINGS.items():
-            if not isinstance(settings[name], kinds):
-                raise TypeError(f"{name} is {str(settings[name])[:40]!r}")
+        check_settings(settings, folder / "run.json")
         for name, tensor in learned.items():
             if tensor.dtype != torch.float32 or tensor.layout != torch.strided:
                 raise TypeError(f"{str(name)[:40]} is no dense float32 tensor")
@@ -232,6 +253,20 @@ def read_prompts(folder, learner=None):
     if learner is not None:
         prompts.load_trainable(learner, learned)
     return settings
+
+
+def check_settings(settings, run_json):
+    """TypeError, KeyError or ValueError where they are none, or not those in a run's run.json."""
+    for name, kinds in SETTINGS.items():
+        if not isinstance(settings[name], kinds):
+            raise TypeError(f"{name} is {str(settings[name])[:40]!r}")
+    names, n = settings["trained_classes"], settings["class_counts"]
+    if len(names) != len(n) or {*map(type, names), *map(type, n)} > {str, int}:
+        raise TypeError("trained_classes and class_counts don't fit together")
+    told = json.loads(run_json.read_text(encoding="utf-8")) if run_json.is_file() else settings
+    for name in settings.keys() - {"data_root", "device"}:          # a run may go on elsewhere
+        if json.dumps(settings[name], default=str) != json.dumps(told[name], default=str):
+            raise ValueError(f"its {name[:40]} is not that of run.json")
 
 
 def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
@@ -264,15 +299,23 @@ def load_dataset(folder, settings, data_root):
     if dataset.classnames[:len(trained)] != trained:
         raise ValueError(f"{name} has other classes now than those that {folder} was trained on")
     if (folder / "drawn.csv").is_file():                            # zero-shot CLIP has none
-        with open(folder / "drawn.csv", encoding="utf-8", newline="") as file:
-            drawn = {row[0] for row in csv.reader(file)}
-        seen = drawn & {picture for picture, _ in dataset.test}
+        seen = read_drawn(folder / "drawn.csv") & {picture for picture, _ in dataset.test}
         if seen:
             raise ValueError(f"{len(seen)} test pictures of {name} trained the prompts of "
                              f"{folder}, first {min(seen)}: its pictures or its split changed "
                              f"since; now: {dataset.split}")
     data.check_pictures(dataset, dataset.test, decode=False)
     return dataset
+
+
+def read_drawn(path):
+    """Names of the pictures that a run trained on."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return {picture for picture, _ in csv.reader(file, strict=True)}
+    except (ValueError, csv.Error) as error:        # not UTF-8, not two columns, a very long field
+        raise ValueError(f"{path}: expected a picture and its class in each row ({error}); train "
+                         "again") from None
 
 
 def table(rows):
@@ -432,7 +475,7 @@ def classify(learner, paths, top=5):
     for path in paths:
         pixels = view(data.open_picture(path, exif=True))
         logits = learner(pixels[None].to(learner.clip.logit_scale.device))[0][0]
-        p, k = logits.softmax(dim=-1).topk(min(top, len(logits)))
+        p, k = finite(logits.softmax(dim=-1)).topk(min(top, len(logits)))
         answers.append([(learner.classnames[i], q)
                         for i, q in zip(k.tolist(), p.tolist(), strict=True)])
     return answers
@@ -457,12 +500,10 @@ def parse(argv=None):
                                           "folders of them")
     add("--table", type=int, choices=[1, 2, 3, 4],
         help="the paper's table from these runs, the printed values beside it")
-    add("--format", choices=["text", "markdown", "csv"], default="text",
-        help="of the table (%(default)s)")
+    add("--format", choices=["text", "markdown", "csv"], help="of the table (text)")
     add("--classes", choices=["base", "novel", "all"],
         help="these only (base and novel, or all where the run was trained on all)")
-    add("--task", choices=TASKS, default="base-to-novel",
-        help="Table 1, Table 2 or Table 4 (%(default)s)")
+    add("--task", choices=TASKS, help="Table 1, Table 2 or Table 4 (base-to-novel)")
     add("--targets", nargs="+", metavar="DATASET", help="for the last two (the paper's)")
     add("--image", nargs="+", metavar="FILE", help="classify these pictures instead")
     add("--classnames", metavar="FILE",
@@ -481,16 +522,21 @@ def check(args):
         raise ValueError("several runs go with --table; evaluate them one by one otherwise")
     if args.classnames and not args.image:
         raise ValueError("--classnames goes with --image; a dataset has its own class names")
-    if args.features and (args.table or args.image or args.task != "base-to-novel"):
-        raise ValueError("--features is of a run's own test images: leave out --table, --image and "
-                         "--task")
     if args.features and args.features.suffix != ".npz":
         raise ValueError(f"--features {args.features}: expected a name that ends in .npz")
-    if args.targets and args.task == "base-to-novel":
+    if args.format and not args.table:
+        raise ValueError("--format goes with --table")
+    transfers = args.task in TASKS and args.task != "base-to-novel"
+    if args.targets and not transfers:
         raise ValueError("--targets goes with --task cross-dataset or domain-generalization")
-    if args.task != "base-to-novel" and args.classes:
+    if transfers and args.classes:
         raise ValueError(f"--task {args.task} takes all classes of each target: leave out "
                          "--classes")
+    for name, others in ALONE.items():
+        odd = [other for other in others if getattr(args, name) and getattr(args, other)]
+        if odd:
+            raise ValueError(f"--{odd[0].replace('_', '-')} is no option of --{name}: leave one "
+                             "of them out")
 
 
 def read_classnames(path):
@@ -517,7 +563,7 @@ def run(args):
     check(args)
     if args.table:
         from assets import tables
-        return tables.show_table(args.table, args.run, args.format, args.out)
+        return tables.show_table(args.table, args.run, args.format or "text", args.out)
     args.run, = args.run
     names = read_classnames(args.classnames) if args.classnames else None
     device, dtype = clip_model.pick_device(args.device), getattr(torch, args.precision)
@@ -528,7 +574,7 @@ def run(args):
             words = [f"{name.replace('_', ' ')} {100 * p:.1f} %" for name, p in answer]
             print(f"{path}: {', '.join(words)}")
         return None
-    facts = {}
+    facts, args.task = {}, args.task or "base-to-novel"
     if args.task == "base-to-novel":
         dataset = load_dataset(args.run, settings, data_root)
         if settings.get("test_images"):

@@ -257,6 +257,8 @@ def resolve(method, **given):
     for name in given.keys() - default.keys():
         raise ValueError(f"--{name.replace('_', '-')} is no setting of {method}")
     settings = default | given
+    if method == "maple" and given.get("ctx_init") and settings["n_ctx"] > 4:
+        raise ValueError("maple starts more than four tokens at random: leave out --ctx-init")
     if method in ("coop", "cocoop"):
         if "ctx_init" not in given and settings["n_ctx"] != default["n_ctx"]:
             settings["ctx_init"] = ""
@@ -285,6 +287,8 @@ def build(method, clip, classnames, *, n_ctx=None, ctx_init=None, prompt_depth=N
     if class_specific and method != "coop":
         raise ValueError(f"class_specific is a setting of coop, not of {method}")
     ctx_init = " ".join((ctx_init or "").split())       # a double space would count as a word
+    if "{}" in ctx_init and method != "zeroshot":
+        raise ValueError(f"ctx_init of {method} is the words before a class name, without {{}}")
     if method == "zeroshot":
         template = ctx_init or TEMPLATE
         return ZeroShot(clip, classnames, template if "{}" in template else template + " {}.")

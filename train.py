@@ -19,9 +19,13 @@ the settings, the command line. assets/runs.py has the log, run folders and grid
 import argparse
 import itertools
 import math
+import signal
 import sys
 import time
 from pathlib import Path
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until data.exit_code takes it over
 
 import torch
 
@@ -136,6 +140,10 @@ def train(learner, dataset, items, args, folder):
 
     Returns the mean of L_CLIP over the last epoch, nan where nothing is learned. Raises ValueError
     where a term is not finite, with its name and step.
+
+    On a CPU one seed gives the same bytes; another number of threads takes some sums in another
+    order. On a GPU the gradient of fused attention is added up in no fixed order, so two runs of
+    one seed, or a killed one that went on, agree to rounding and not bit for bit.
     """
     learned = prompts.trainable(learner)
     if not learned:
@@ -372,7 +380,7 @@ def parser():
     add("--class-specific", action="store_true", help="CoOp: a context for each trained class")
     add("--epochs", type=whole(1), help="the first is a warm-up at lr 1e-5 (5; CoOp 50)")
     add("--batch-size", type=whole(1), help="images in a step (4; CoOp 32)")
-    add("--lr", type=number(0), nargs="+", default=[None],
+    add("--lr", type=number(0, 1e30), nargs="+", default=[None],
         help="SGD's highest learning rate (0.0035; CoOp 0.002)")
 
     add = p.add_argument_group("machine and files").add_argument
@@ -395,6 +403,8 @@ def parse(argv=None):
     args.dataset = [d for name in args.dataset for d in (data.ALL if name == "all" else [name])]
     if True not in args.npt and (args.w1, args.w2) != ([None], [None]):
         raise ValueError("--w1 and --w2 weigh the terms of NPT: add --npt")
+    if True not in args.npt and (args.ew, args.eh, args.reduction) != (1.0, 1.0, "mean"):
+        raise ValueError("--ew, --eh and --reduction belong to the terms of NPT: add --npt")
     several_values = [axis for axis in AXES if len(getattr(args, axis)) > 1]
     plan = {}
     for values in itertools.product(*(getattr(args, axis) for axis in AXES)):
@@ -411,8 +421,9 @@ def parse(argv=None):
 
 
 def forget_what_does_not_matter(one, args):
-    """In a grid: w_1, w_2 without NPT, and all but dataset and seed of zero-shot CLIP."""
+    """In a grid: w_1, w_2 without NPT, and what zero-shot CLIP has not."""
     if one.method == "zeroshot":
+        one.class_specific = False
         one.npt, one.tau, one.lr = False, 1.0, None
         one.epochs = one.batch_size = one.n_ctx = one.ctx_init = one.prompt_depth = None
     if not one.npt:
@@ -428,7 +439,8 @@ def main(argv=None):
         plan = parse(argv or BARE.split())
         if plan[0].in_grid:
             return runs.run_grid(run, plan, plan[0].out or Path("runs"))
-        run(plan[0])
+        if runs.rank() == 0:                            # torchrun's other ranks have none to do
+            run(plan[0])
         return 0
 
     return data.exit_code(job, "interrupted; the same command goes on where it stopped")

@@ -11,15 +11,16 @@ imported):
     timm: Copyright Ross Wightman. open_clip: Copyright (c) 2012-2021 Gabriel Ilharco, Mitchell
     Wortsman and others; the names were first published with CLIP, Copyright (c) 2021 OpenAI, MIT.
 """
-import argparse
 import ast
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import data
 
 TARGET = Path(__file__).with_name("imagenet.tsv")
 
@@ -52,13 +53,6 @@ def assigned_value(source, name):
     raise ValueError(f"no top-level {name} = ... in this source; has the package moved it?")
 
 
-def write(path, content):
-    """Bytes under a temporary name, then renamed: the file is whole or untouched."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
 def run():
     synsets, timm_wheel = read_from_wheel("timm", "timm/data/_info/imagenet_synsets.txt")
     metadata, clip_wheel = read_from_wheel("open_clip_torch", "open_clip/zero_shot_metadata.py")
@@ -70,23 +64,18 @@ def run():
                          f"{len(names)} names")
     lines = [f"{wnid}\t{name}\n" for wnid, name in zip(wnids, names, strict=True)]
     content = "".join(lines).encode("utf-8")
-    write(TARGET, content)
+    data.write(TARGET, content)
     print(f"{TARGET.name}: {len(wnids)} lines from {timm_wheel} and {clip_wheel}")
     print(f"sha256 {hashlib.sha256(content).hexdigest()}")
 
 
 def main(job, about, argv=None):
     """The command line of both make_ scripts, which take no argument -> exit code."""
-    argparse.ArgumentParser(description=about.splitlines()[0]).parse_args(argv)
-    try:
+    def checked_job():
+        data.Parser(description=about.splitlines()[0]).parse_args(argv)
         job()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was changed", file=sys.stderr)
-        return 130
-    return 0
+
+    return data.exit_code(checked_job, "interrupted; nothing was changed")
 
 
 if __name__ == "__main__":

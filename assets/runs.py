@@ -72,8 +72,8 @@ class Log:
             self.history.append([self.step, *self.watch()])
         if len(self.waiting) == READ_STEPS or time.monotonic() > self.saved + SAVE_SECONDS:
             self.read()
-        if time.monotonic() > self.saved + SAVE_SECONDS:
-            self.save()
+            if time.monotonic() > self.saved + SAVE_SECONDS:
+                self.save()
 
     def read(self):
         """Fetch what waits on the device, and stop where a term is not finite."""
@@ -89,6 +89,7 @@ class Log:
                                      "--lr, or --precision bfloat16 or float32 in place of float16")
 
     def save(self):
+        self.read()
         content = {"learned": dict(self.learned), "optimizer": self.optimizer.state_dict(),
                    "rows": torch.tensor(self.rows, dtype=torch.float64),
                    "history": torch.tensor(self.history, dtype=torch.float64)}
@@ -101,7 +102,7 @@ class Log:
         if not path.is_file():
             return
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = clip_model.read(path)
             self.optimizer.load_state_dict(content["optimizer"])
             self.rows, self.history = content["rows"].tolist(), content["history"].tolist()
             with torch.no_grad():
@@ -139,16 +140,16 @@ class Log:
 def look(folder, settings):
     """What a folder holds of the run with these settings: "nothing", "a part" or "all".
 
-    Raises ValueError where it holds something else, and says what.
+    Raises Taken where it holds something else, and says what.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} must be a new or empty folder, it is a file: choose another")
+        raise Taken(f"{folder} must be a new or empty folder, it is a file: choose another")
     names = os.listdir(folder) if folder.is_dir() else []
     if all(name in (LOCK, *(f"{file}.part" for file in FILES)) for name in names):
         return "nothing"
     before = read_json(folder / "run.json") if "run.json" in names else None
     if not isinstance(before, dict):
-        raise ValueError(f"{folder} must be a new or empty folder, it holds files: choose another "
+        raise Taken(f"{folder} must be a new or empty folder, it holds files: choose another "
                          "--out")
     now = dict(settings)
     if now["prompt_depth"] is None:                         # not known before CLIP is loaded
@@ -157,7 +158,7 @@ def look(folder, settings):
              if name not in PLACES and before.get(name) != value]
     kind = "a finished run" if "result.json" in names else "an unfinished run"
     if other:
-        raise ValueError(f"{folder} holds {kind} with another --{other[0].replace('_', '-')} "
+        raise Taken(f"{folder} holds {kind} with another --{other[0].replace('_', '-')} "
                          f"({str(before.get(other[0]))[:60]}, now {str(now[other[0]])[:60]}): "
                          "choose another --out")
     return "all" if "result.json" in names else "a part"
@@ -193,8 +194,8 @@ def finished(args, dataset, settings):
 def lock_of(folder, settings):
     """Make this process the only one that works in a folder -> the lock to release.
 
-    Raises Busy where another process works in it or has finished it, ValueError where the folder
-    holds something else or can't be made.
+    Raises Busy where another process works in it or has finished it, Taken where it holds something
+    else, ValueError where it can't be made.
     """
     look(folder, settings)
     lock = FileLock(folder / LOCK, blocking=False)
@@ -218,7 +219,7 @@ def claim(args, dataset, settings):
         try:
             lock = lock_of(folder, settings)
             break
-        except ValueError as error:                         # Busy among them
+        except Taken as error:
             if args.out:
                 raise
             print(f"note      {error}")
@@ -233,17 +234,22 @@ def clean(folder):
     """Remove what a finished run no longer needs."""
     if (folder / "result.json").is_file():
         for name in ("state.pt", *(f"{name}.part" for name in FILES), LOCK):
-            (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):          # absent; or Windows keeps an open file
+                (folder / name).unlink()
 
 
-class Busy(ValueError):
-    """Another process works on this run."""
+class Taken(ValueError):
+    """A folder that this run can't have: it holds something else."""
+
+
+class Busy(Taken):
+    """A folder that another process works in, or has just finished."""
 
 
 def read_json(path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a file of a run ({error})") from None
 
 
@@ -302,14 +308,18 @@ def rounded(value):
 
 # Grids -----------------------------------------------------------------------------------------
 
+def rank():
+    """This process's number among torchrun's, 0 where there is one alone."""
+    return int(os.environ.get("RANK", 0))
+
+
 def run_grid(run, runs, root):
     """run(args) for each of the runs, in folders under `root` -> exit code, 1 where one failed.
 
     Finished runs are skipped, killed ones go on, failing ones are named at the end. Several
     processes may share a grid, torchrun's ranks or two commands: each takes what none works on.
     """
-    rank, ranks = (int(os.environ.get(name, default))
-                   for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
     for dataset in dict.fromkeys(args.dataset for args in runs):        # all there, before any work
         data.load(dataset, runs[0].data_root, seed=runs[0].draw_seed,
                   classnames=runs[0].classnames_file)
@@ -319,22 +329,22 @@ def run_grid(run, runs, root):
                          "them one by one")
     for args, name in zip(runs, names, strict=True):
         args.out = root / name
-    first = rank * len(runs) // ranks                                   # ranks begin apart
+    first = rank() * len(runs) // ranks                                   # ranks begin apart
     failed, busy = {}, []
     for args in tqdm(runs[first:] + runs[:first], desc=f"grid {root}", unit="run",
-                     disable=rank > 0):
+                     disable=rank() > 0):
         try:
             run_quietly(run, args)
         except Busy:
             busy.append(args)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
             failed[args.out.name] = error
     ended = sum((args.out / "result.json").is_file() for args in runs)
     elsewhere = f"; another process works on {len(busy)}" if busy else ""
     print(f"{ended} of {len(runs)} runs are finished in {root}{elsewhere}")
     for name, error in failed.items():
-        print(f"failed: {name}: {error}", file=sys.stderr)
-    return int(bool(failed))
+        print(f"failed: {name}: {data.one_line(error)}", file=sys.stderr)
+    return int(bool(failed) and ranks == 1)     # torchrun would stop the ranks that still work
 
 
 def run_quietly(run, args):

@@ -11,12 +11,11 @@ count as positives, with equal shares of the target.
 Colour is learned first and shape late. Half of the batches therefore show a single colour, where
 only the other attributes can tell the pictures apart.
 
-While it trains, the log grows in tiny_clip.log.part; model and log get their names together when
-all is done, so that the log is always that of the model beside it.
+Model and log are written when all is done, so that the log is always that of the model beside it.
 """
 import argparse
+import hashlib
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import clip_model
+import data
 from assets import world
 
 TEMPLATES = ["a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "this is a {}.",
@@ -112,8 +112,8 @@ def zero_shot(clip, specs, pictures):
 
 
 def parse(argv=None):
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = data.Parser(description=__doc__.splitlines()[0],
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--steps", type=int, default=3000, help="200 of them are a warm-up")
     p.add_argument("--batch-size", type=int, default=256, help="pictures of a step")
     p.add_argument("--pictures", type=int, default=50_000, help="size of the pre-training set")
@@ -212,58 +212,45 @@ def train(clip, pretraining, test, args, generator, say):
             total, counted = 0.0, 0
 
 
-def save(clip, path):
-    """Half-precision weights to `path`. Raises OSError where they can't be written, and ValueError
-    where they are not finite."""
+def weights(clip):
+    """Half-precision weights as the bytes of a file. ValueError where they are not finite."""
     state = {n: t.detach().half() for n, t in clip.state_dict().items()}
     broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(f"{broken[0]} is no longer finite: try a smaller --lr")
     state["token_embedding.words"] = WORDS          # whose vectors these are; other words read as 0
-    try:
-        torch.save(state, path)
-    except RuntimeError as error:                   # torch's word for a full disk
-        raise OSError(f"could not write {path}: {str(error).splitlines()[0]}") from error
+    return clip_model.saved(state)
 
 
 def run(args):
     """The whole job: the model at --out and its log beside it."""
-    model_part, log = args.out.with_suffix(".part"), args.out.with_suffix(".log")
-    log_part = log.with_name(log.name + ".part")
-    with open(log_part, "w", encoding="utf-8") as file:
-        def say(line):
-            print(line, flush=True)
-            print(line, file=file, flush=True)
+    lines = []
 
-        say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, " + " ".join(
-            f"--{k.replace('_', '-')} {v}" for k, v in vars(args).items() if k != "out"))
-        torch.manual_seed(args.seed)
-        generator = torch.Generator().manual_seed(args.seed)
-        start = time.time()
-        pretraining, test = draw_pool(args, generator)
-        say(f"{args.pictures} pictures drawn in {time.time() - start:.0f} s")
-        clip = new_clip(args)
-        numbers = sum(p.numel() for n, p in clip.named_parameters() if "token" not in n)
-        say(f"{numbers:,} parameters without the word vectors")
-        train(clip, pretraining, test, args, generator, say)
-        save(clip, model_part)
-        say(f"{args.out.name}: {model_part.stat().st_size:,} bytes, {len(WORDS)} words, "
-            f"SHA-256 {clip_model.sha256(model_part)}")
-    os.replace(model_part, args.out)
-    os.replace(log_part, log)
+    def say(line):
+        print(line, flush=True)
+        lines.append(line + "\n")
+
+    say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, " + " ".join(
+        f"--{k.replace('_', '-')} {v}" for k, v in vars(args).items() if k != "out"))
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    start = time.time()
+    pretraining, test = draw_pool(args, generator)
+    say(f"{args.pictures} pictures drawn in {time.time() - start:.0f} s")
+    clip = new_clip(args)
+    numbers = sum(p.numel() for n, p in clip.named_parameters() if "token" not in n)
+    say(f"{numbers:,} parameters without the word vectors")
+    train(clip, pretraining, test, args, generator, say)
+    model = weights(clip)
+    say(f"{args.out.name}: {len(model):,} bytes, {len(WORDS)} words, "
+        f"SHA-256 {hashlib.sha256(model).hexdigest()}")
+    data.write(args.out, model)
+    data.write(args.out.with_suffix(".log"), "".join(lines))
 
 
 def main(argv=None):
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; no model was saved, an older one and its log stay as they were",
-              file=sys.stderr)
-        return 130
-    return 0
+    return data.exit_code(lambda: run(parse(argv)), "interrupted; no model was saved, an older one "
+                          "and its log stay as they were")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ that the pre-training never showed. Some colour-shape pairs (UNSEEN) never occur
 neither in a picture nor in a caption; the novel classes of the main dataset are made of them, so
 they are novel to the tiny CLIP itself.
 """
-import argparse
-import os
+import io
 import sys
 import zlib
 from functools import lru_cache
@@ -295,22 +294,19 @@ def check_target(path, ending):
 
 
 def main(argv=None):
-    p = argparse.ArgumentParser(description="Draw a picture of every class, to look at.")
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import data  # which has the world among its datasets
+    p = data.Parser(description="Draw a picture of every class, to look at.")
     p.add_argument("out", nargs="?", type=Path, default=Path(__file__).with_name("world.png"),
                    help="the picture, a .png file; default: world.png beside this script")
-    args = p.parse_args(argv)
-    try:
-        check_target(args.out, ".png")
-        sheet, part = contact_sheet(), args.out.with_suffix(".part")
-        sheet.save(part, format="png", optimize=True)
-        os.replace(part, args.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was saved", file=sys.stderr)
-        return 130
-    return 0
+
+    def job():
+        out, file = p.parse_args(argv).out, io.BytesIO()
+        check_target(out, ".png")
+        contact_sheet().save(file, format="png", optimize=True)
+        data.write(out, file.getvalue())
+
+    return data.exit_code(job, "interrupted; nothing was saved")
 
 
 if __name__ == "__main__":

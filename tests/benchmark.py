@@ -37,6 +37,7 @@ import small_runs
 import textbook
 
 import clip_model
+import data
 import evaluate
 import losses
 import prompts
@@ -289,8 +290,8 @@ def save(rows):
     rows = sorted((row for row in rows if row["case"] in order),
                   key=lambda row: (on_gpu(row), order.index(row["case"])))
     text = page(rows)
-    evaluate.write_csv(CSV, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
-    evaluate.write(PAGE, text)
+    data.write_csv(CSV, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
+    data.write(PAGE, text)
 
 
 def cell(row):
@@ -357,8 +358,8 @@ def page(rows):
 
 def parse(argv=None):
     cases = "; ".join(f"{i} {title(case)}" for i, case in enumerate(ALL))
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = data.Parser(description=__doc__.splitlines()[0],
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--device", choices=["cpu", "cuda"],
                    default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[:2],
@@ -405,15 +406,8 @@ def run(args):
 
 
 def main(argv=None):
-    try:
-        run(parse(argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; finished cases are in {CSV.name}", file=sys.stderr)
-        return 130
-    return 0
+    return data.exit_code(lambda: run(parse(argv)),
+                          f"interrupted; finished cases are in {CSV.name}")
 
 
 if __name__ == "__main__":

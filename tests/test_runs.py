@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from small_runs import call, done, files, picture, read, refused, write_classes
 
+import clip_model
 import data
 import evaluate
 import train
@@ -222,6 +223,40 @@ def test_a_folder_that_another_process_works_in(quick):
     with FileLock("runs/pets-coop-tau1-seed1/.lock"):
         done(*words)                                # by default the next number is taken
     assert (Path("runs/pets-coop-tau1-seed1-2") / "result.json").is_file()
+
+
+def test_a_place_that_cant_be_is_refused_and_not_numbered(quick):
+    Path("runs").write_text("mine")
+    assert "give another --out" in refused("--method", "coop", *quick)
+    assert Path("runs").read_text() == "mine"
+
+
+def test_of_one_run_torchruns_other_ranks_make_none(quick, monkeypatch, at):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    before = files(at)
+    done("--method", "coop", *quick)
+    assert files(at) == before
+
+
+def test_each_rank_takes_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for rank, index in ((None, 0), ("0", 0), ("1", 1), ("2", 0)):
+        if rank:
+            monkeypatch.setenv("LOCAL_RANK", rank)
+        assert clip_model.pick_device("auto") == torch.device("cuda", index)
+
+
+def test_what_is_saved_is_of_one_step(at, undisturbed, monkeypatch):
+    """However the clock runs: tokens, momentum and the terms so far belong together."""
+    clock = iter(range(10 ** 6))
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock) * 4.0)
+    save, kept = runs.Log.save, []
+    monkeypatch.setattr(runs.Log, "save", lambda log: save(log) or kept.append(
+        (len(log.rows), log.step)))
+    done(*WORLD, "--out", "run")
+    assert kept and all(rows == step for rows, step in kept)
 
 
 def test_a_grid_leaves_a_run_to_the_process_that_has_it(quick):
