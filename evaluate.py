@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until data.exit_code takes it over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until files.exit_code takes it over
 
 import numpy  # torchvision depends on it
 import PIL
@@ -32,6 +32,7 @@ import clip_model
 import data
 import losses
 import prompts
+from assets import files
 
 TASKS = {                       # --task: the paper's targets where --targets names none
     "base-to-novel": [],
@@ -96,12 +97,12 @@ class FrozenFeatures:
     def kept(self, learner, show):
         path = self.folder / f"{self.dataset.name}-{self.fingerprint(learner.clip)}.pt"
         z = None
-        with contextlib.suppress(OSError), data.alone(path):    # on a read-only or full disk they
+        with contextlib.suppress(OSError), files.alone(path):    # on a read-only or full disk they
             z = self.read(path)                                 # are just made again next time
             if z is None:
                 z = self.made(learner, show).cpu()
                 content = {"z": z, "sha256": clip_model.checksum({"z": z})}
-                data.write(path, clip_model.saved(content))
+                files.write(path, clip_model.saved(content))
         z = self.made(learner, show) if z is None else z
         return z.to(learner.clip.logit_scale.device)
 
@@ -345,16 +346,16 @@ def evaluate_classes(learner, dataset, labels, trained, out, frozen):
     recall, n = recalls(y, predicted, len(labels))
     group = [group_of(count) for count in trained]
     out.mkdir(parents=True, exist_ok=True)
-    data.write_csv(out / "per_class.csv", [
+    files.write_csv(out / "per_class.csv", [
         ("class", "training_images", "group", "test_images", "recall"),
         *((name, count, g, int(m), f"{r:.2f}")
           for name, count, g, m, r in zip(names, trained, group, n, recall, strict=True))])
-    data.write_csv(out / "predictions.csv", [
+    files.write_csv(out / "predictions.csv", [
         ("picture", "class", "predicted", "probability"),
         *((picture, names[k], names[p], f"{q:.4f}")
           for (picture, k), p, q in zip(items, predicted, confidence, strict=True))])
     pairs = torch.bincount(y * len(names) + predicted, minlength=len(names) ** 2)
-    data.write_csv(out / "confusion.csv", [
+    files.write_csv(out / "confusion.csv", [
         ("class \\ predicted", *names),
         *((name, *row) for name, row in
           zip(names, pairs.view(len(names), -1).tolist(), strict=True))])
@@ -434,7 +435,7 @@ def export(learner, settings, dataset, parts, path, frozen):
     numpy.savez(content, z=numpy.concatenate(z), y=numpy.concatenate(y), g=numpy.concatenate(g),
                 pictures=pictures, classnames=names, part=part, method=settings["method"],
                 backbone=settings["backbone"], temperature=float(learner.clip.temperature))
-    data.write(path, content.getvalue())
+    files.write(path, content.getvalue())
     print(f"saved in {path}: {len(pictures)} images, {K} classes")
 
 
@@ -494,7 +495,7 @@ def add_machine_arguments(add, data_root="data"):
 
 
 def parse(argv=None):
-    p = data.Parser(description="Evaluate a finished run. It never trains.")
+    p = files.Parser(description="Evaluate a finished run. It never trains.")
     add = p.add_argument
     add("run", type=Path, nargs="+", help="folder that train.py made; with --table several, or "
                                           "folders of them")
@@ -541,7 +542,7 @@ def check(args):
 
 def read_classnames(path):
     """Names, one a line; a line may also be `folder<TAB>name`, as train.py takes it."""
-    names = [line.split("\t")[-1] for line in data.read_lines(Path(path))]
+    names = [line.split("\t")[-1] for line in files.read_lines(Path(path))]
     if not names:
         raise ValueError(f"{path}: expected class names, one a line; it is empty")
     return names
@@ -593,7 +594,7 @@ def run(args):
         asked = args.targets or TASKS[args.task]
         targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
         results = transfer(learner, settings, targets, data_root, out)
-    data.write(out / f"{args.task}.json", json.dumps({
+    files.write(out / f"{args.task}.json", json.dumps({
         "run": str(args.run), "task": args.task, "label": settings["label"], **facts,
         "results": results}, indent=1))
     print(f"per-class recall, predictions and confusion: {out}")
@@ -601,7 +602,7 @@ def run(args):
 
 
 def main(argv=None):
-    return data.exit_code(lambda: run(parse(argv)), "interrupted; run it again for the rest")
+    return files.exit_code(lambda: run(parse(argv)), "interrupted; run it again for the rest")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until data.exit_code takes it over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until files.exit_code takes it over
 
 import torch
 
@@ -34,7 +34,7 @@ import data
 import evaluate
 import losses
 import prompts
-from assets import runs
+from assets import files, runs
 
 BARE = "--method maple --npt --tau 0.01 --dataset world"        # what `python train.py` stands for
 # Sec. 5 gives 5 epochs, batch 4 and lr 0.0035 "for all models", that is CoCoOp and MaPLe; it does
@@ -148,7 +148,7 @@ def train(learner, dataset, items, args, folder):
     learned = prompts.trainable(learner)
     if not learned:
         return math.nan
-    data.write_csv(folder / "drawn.csv", [("picture", "class"), *(
+    files.write_csv(folder / "drawn.csv", [("picture", "class"), *(
         (name, dataset.classnames[label]) for name, label in items)])
     clip, device = learner.clip, learner.clip.logit_scale.device
     optimizer = torch.optim.SGD(learned.values(), lr=args.lr, momentum=0.9, weight_decay=5e-4)
@@ -290,7 +290,7 @@ def full_path(name, known):
 
 def save_prompts(folder, learner, settings):
     learned = {name: p.detach().cpu() for name, p in prompts.trainable(learner).items()}
-    data.write(folder / "prompts.pt",
+    files.write(folder / "prompts.pt",
                clip_model.saved({"learned": learned, "settings": settings}))
 
 
@@ -339,8 +339,8 @@ def settle(args, dataset):
 # The command line ------------------------------------------------------------------------------
 
 def parser():
-    whole, number = data.whole, data.number
-    p = data.Parser(description="Tune prompts on a frozen CLIP with Eq. (7).")
+    whole, number = files.whole, files.number
+    p = files.Parser(description="Tune prompts on a frozen CLIP with Eq. (7).")
     p.add_argument("--method", choices=prompts.METHODS, default=["maple"], nargs="+",
                    help="prompt learner (maple); several values here, in --npt, --tau, --dataset, "
                         "--seed, --w1, --w2 or --lr are a grid of runs")
@@ -368,8 +368,8 @@ def parser():
     add("--shuffle-classes", action="store_true", help="deal the n_k by seed, not in label order")
     add("--classnames", dest="classnames_file", metavar="FILE",
         help="a folder's class names, a line `folder<TAB>name` each (the folders' names)")
-    add("--seed", type=data.seed, nargs="+", default=[1], help="of start, batches and crops (1)")
-    add("--draw-seed", type=data.seed, help="of the draw and of a split made here (--seed's)")
+    add("--seed", type=files.seed, nargs="+", default=[1], help="of start, batches and crops (1)")
+    add("--draw-seed", type=files.seed, help="of the draw and of a split made here (--seed's)")
 
     add = p.add_argument_group("prompts and optimiser").add_argument
     add("--n-ctx", type=whole(1, 76), help="b, learned tokens (CoOp 16, CoCoOp 4, MaPLe 2)")
@@ -443,7 +443,7 @@ def main(argv=None):
             run(plan[0])
         return 0
 
-    return data.exit_code(job, "interrupted; the same command goes on where it stopped")
+    return files.exit_code(job, "interrupted; the same command goes on where it stopped")
 
 
 if __name__ == "__main__":

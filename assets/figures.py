@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import evaluate
 import prompts
-from assets import tables, world
+from assets import files, tables, world
 
 ENDINGS = (".png", ".svg", ".pdf")
 PANELS = ("zero-shot", "balanced", "long-tailed", "long-tailed with NPT")       # of Fig. 1
@@ -610,11 +610,11 @@ def save(figure, path):
     if ending == ".png":                                # 256 colours: a third of the bytes
         picture, content = Image.open(content).convert("RGB"), io.BytesIO()
         picture.quantize(256).save(content, "PNG", optimize=True)
-    data.write(path, content.getvalue())
+    files.write(path, content.getvalue())
 
 
 def parse(argv=None):
-    p = data.Parser(description="The paper's figures from run folders.")
+    p = files.Parser(description="The paper's figures from run folders.")
     p.add_argument("figure", choices=FIGURES, help="a figure of the paper, or how runs went")
     p.add_argument("runs", type=Path, nargs="+", help="folders that train.py made, or folders of "
                                                       "them")
@@ -650,7 +650,7 @@ def run(args):
 
 
 def main(argv=None):
-    return data.exit_code(lambda: run(parse(argv)))
+    return files.exit_code(lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import clip_model
-import data
 import evaluate
 import train
-from assets import world
+from assets import files, world
 
 CSV, PAGE, CRITERIA = (Path(__file__).with_name(name) for name in (
     "laboratory.csv", "laboratory.md", "criteria.txt"))
@@ -194,7 +193,7 @@ def save_results(done):
     for words, numbers in done.items():
         cells = ["" if numbers.get(c) is None else f"{numbers[c]:.6g}" for c in COLUMNS]
         rows.append((fingerprint(), " ".join(words), *cells))
-    data.write_csv(CSV, rows)
+    files.write_csv(CSV, rows)
 
 
 def collect(names, runs, seeds, processes):
@@ -494,14 +493,14 @@ def page(done, seeds):
 
 
 def parse(argv=None):
-    p = data.Parser(description=__doc__.splitlines()[0])
+    p = files.Parser(description=__doc__.splitlines()[0])
     only = p.add_mutually_exclusive_group()
     only.add_argument("--criteria", action="store_true",
                       help="only the checks of the world, written to criteria.txt")
     only.add_argument("--page", action="store_true",
                       help="make no run, only write laboratory.md from laboratory.csv")
-    p.add_argument("--seeds", type=data.whole(2, 15), default=len(SEEDS), help="(%(default)s)")
-    p.add_argument("--processes", type=data.whole(1), default=os.cpu_count(),
+    p.add_argument("--seeds", type=files.whole(2, 15), default=len(SEEDS), help="(%(default)s)")
+    p.add_argument("--processes", type=files.whole(1), default=os.cpu_count(),
                    help="runs at a time (%(default)s)")
     return p.parse_args(argv)
 
@@ -511,7 +510,7 @@ def run(args):
     if args.criteria:
         text = criteria(collect(["zeroshot", "criteria"], criteria_runs(seeds), seeds,
                                 args.processes), seeds)
-        data.write(CRITERIA, text)
+        files.write(CRITERIA, text)
         print(text, end="")
         return
     if args.page:
@@ -523,12 +522,12 @@ def run(args):
     else:
         done = collect([name for name in GRIDS if name != "criteria"], all_runs(seeds), seeds,
                        args.processes)
-    data.write(PAGE, page(done, seeds))
+    files.write(PAGE, page(done, seeds))
     print(f"written: {PAGE}")
 
 
 def main(argv=None):
-    return data.exit_code(lambda: run(parse(argv)),
+    return files.exit_code(lambda: run(parse(argv)),
                           f"interrupted; finished runs are in {RUNS}: run it again for the others")
 
 

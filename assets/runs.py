@@ -24,6 +24,7 @@ from tqdm import tqdm
 import clip_model
 import data
 import evaluate
+from assets import files
 
 TERMS = ("loss", "l_clip", "l_lc", "l_mi")
 HISTORY = ("delta_lcd", "lc_shared", "lc_unequal", "delta_mid", "feature_collapse",
@@ -93,7 +94,7 @@ class Log:
         content = {"learned": dict(self.learned), "optimizer": self.optimizer.state_dict(),
                    "rows": torch.tensor(self.rows, dtype=torch.float64),
                    "history": torch.tensor(self.history, dtype=torch.float64)}
-        data.write(self.folder / "state.pt", clip_model.saved(content))
+        files.write(self.folder / "state.pt", clip_model.saved(content))
         self.saved = time.monotonic()
 
     def restore(self):
@@ -116,10 +117,10 @@ class Log:
     def write(self):
         rows = [(i // self.steps_an_epoch, i + 1, self.rates[i // self.steps_an_epoch], *row)
                 for i, row in enumerate(self.rows)]
-        data.write_csv(self.folder / "log.csv", [("epoch", "step", "lr", *TERMS), *(
+        files.write_csv(self.folder / "log.csv", [("epoch", "step", "lr", *TERMS), *(
             (epoch, step, *(f"{value:.6g}" for value in row)) for epoch, step, *row in rows)])
         if self.history:
-            data.write_csv(self.folder / "history.csv", [("epoch", "step", *HISTORY), *(
+            files.write_csv(self.folder / "history.csv", [("epoch", "step", *HISTORY), *(
                 (int(step - 1) // self.steps_an_epoch, int(step), *(f"{v:.6g}" for v in row))
                 for step, *row in self.history)])
 
@@ -254,7 +255,7 @@ def read_json(path):
 
 
 def write_json(path, content):
-    data.write(path, json.dumps(content, indent=1, allow_nan=False, default=str))
+    files.write(path, json.dumps(content, indent=1, allow_nan=False, default=str))
 
 
 # What is kept of a run -------------------------------------------------------------------------
@@ -343,7 +344,7 @@ def run_grid(run, runs, root):
     elsewhere = f"; another process works on {len(busy)}" if busy else ""
     print(f"{ended} of {len(runs)} runs are finished in {root}{elsewhere}")
     for name, error in failed.items():
-        print(f"failed: {name}: {data.one_line(error)}", file=sys.stderr)
+        print(f"failed: {name}: {files.one_line(error)}", file=sys.stderr)
     return int(bool(failed) and ranks == 1)     # torchrun would stop the ranks that still work
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-import data
 import evaluate
+from assets import files
 
 # -------------------------------------------------------------------- the paper's tables from runs
 
@@ -441,5 +441,5 @@ def show_table(number, folders, form="text", out=None):
     if out is None:
         print(text, end="")
     else:
-        data.write(out, text)
+        files.write(out, text)
         print(f"saved in {out}")

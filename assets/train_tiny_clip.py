@@ -26,8 +26,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import clip_model
-import data
-from assets import world
+from assets import files, world
 
 TEMPLATES = ["a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "this is a {}.",
              "a {}", "{}"]
@@ -112,7 +111,7 @@ def zero_shot(clip, specs, pictures):
 
 
 def parse(argv=None):
-    p = data.Parser(description=__doc__.splitlines()[0],
+    p = files.Parser(description=__doc__.splitlines()[0],
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--steps", type=int, default=3000, help="200 of them are a warm-up")
     p.add_argument("--batch-size", type=int, default=256, help="pictures of a step")
@@ -244,13 +243,13 @@ def run(args):
     model = weights(clip)
     say(f"{args.out.name}: {len(model):,} bytes, {len(WORDS)} words, "
         f"SHA-256 {hashlib.sha256(model).hexdigest()}")
-    data.write(args.out, model)
-    data.write(args.out.with_suffix(".log"), "".join(lines))
+    files.write(args.out, model)
+    files.write(args.out.with_suffix(".log"), "".join(lines))
 
 
 def main(argv=None):
-    return data.exit_code(lambda: run(parse(argv)), "interrupted; no model was saved, an older one "
-                          "and its log stay as they were")
+    return files.exit_code(lambda: run(parse(argv)), "interrupted; no model was saved, an older "
+                           "one and its log stay as they were")
 
 
 if __name__ == "__main__":

@@ -295,8 +295,8 @@ def check_target(path, ending):
 
 def main(argv=None):
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    import data  # which has the world among its datasets
-    p = data.Parser(description="Draw a picture of every class, to look at.")
+    from assets import files
+    p = files.Parser(description="Draw a picture of every class, to look at.")
     p.add_argument("out", nargs="?", type=Path, default=Path(__file__).with_name("world.png"),
                    help="the picture, a .png file; default: world.png beside this script")
 
@@ -304,9 +304,9 @@ def main(argv=None):
         out, file = p.parse_args(argv).out, io.BytesIO()
         check_target(out, ".png")
         contact_sheet().save(file, format="png", optimize=True)
-        data.write(out, file.getvalue())
+        files.write(out, file.getvalue())
 
-    return data.exit_code(job, "interrupted; nothing was saved")
+    return files.exit_code(job, "interrupted; nothing was saved")
 
 
 if __name__ == "__main__":

@@ -37,11 +37,11 @@ import small_runs
 import textbook
 
 import clip_model
-import data
 import evaluate
 import losses
 import prompts
 import train
+from assets import files
 
 CSV, PAGE = (Path(__file__).parents[1] / "assets" / name for name in ("speed.csv", "speed.md"))
 COLUMNS = ["case", "form", "dtype", "seconds", "megabytes", "floor", "rate", "torch", "processor",
@@ -290,8 +290,8 @@ def save(rows):
     rows = sorted((row for row in rows if row["case"] in order),
                   key=lambda row: (on_gpu(row), order.index(row["case"])))
     text = page(rows)
-    data.write_csv(CSV, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
-    data.write(PAGE, text)
+    files.write_csv(CSV, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
+    files.write(PAGE, text)
 
 
 def cell(row):
@@ -358,7 +358,7 @@ def page(rows):
 
 def parse(argv=None):
     cases = "; ".join(f"{i} {title(case)}" for i, case in enumerate(ALL))
-    p = data.Parser(description=__doc__.splitlines()[0],
+    p = files.Parser(description=__doc__.splitlines()[0],
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--device", choices=["cpu", "cuda"],
                    default="cuda" if torch.cuda.is_available() else "cpu")
@@ -406,7 +406,7 @@ def run(args):
 
 
 def main(argv=None):
-    return data.exit_code(lambda: run(parse(argv)),
+    return files.exit_code(lambda: run(parse(argv)),
                           f"interrupted; finished cases are in {CSV.name}")
 
 

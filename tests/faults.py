@@ -42,6 +42,7 @@ from conftest import hash_state
 from small_runs import call, done, eurosat, files, write_classes
 from test_runs import CHILD, SCRIPT, WORLD, run_files
 
+import assets.files
 import clip_model
 import data
 import evaluate
@@ -541,7 +542,7 @@ def device(path):
 
 def as_main(write):
     """A function that writes, as a script that calls it."""
-    return lambda words: data.exit_code(lambda: write(*words))
+    return lambda words: assets.files.exit_code(lambda: write(*words))
 
 
 def writers(tally, seed, cases, root):
@@ -561,8 +562,8 @@ def writers(tally, seed, cases, root):
         return as_main(write)
 
     every = {
-        "data.write": (as_main(lambda path: data.write(path, "x" * 1000)), []),
-        "data.write_csv": (as_main(lambda path: data.write_csv(path, [["x" * 1000]])), []),
+        "write": (as_main(lambda path: assets.files.write(path, "x" * 1000)), []),
+        "write_csv": (as_main(lambda path: assets.files.write_csv(path, [["x" * 1000]])), []),
         "evaluate.py --table": (evaluate.main, table),
         "world.py": (world.main, []),
         "train_tiny_clip.py": (train_tiny_clip.main, [
@@ -662,7 +663,7 @@ def downloads(tally, seed, cases, root):
     def fetch(argv):
         def job():
             clip_model.download(test_clip_model.SUM, "model.pt")
-        return data.exit_code(job)
+        return assets.files.exit_code(job)
 
     for mode in BREAKS[:cases]:
         for begun in (False, True):
@@ -829,11 +830,12 @@ PARTS = {                                   # how many cases by default; 0: all 
 
 
 def parse(argv=None):
-    p = data.Parser(description="Use everything badly and count what comes of it.")
+    p = assets.files.Parser(description="Use everything badly and count what comes of it.")
     p.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (all)")
-    p.add_argument("--seed", type=data.seed, default=1, help="of damage and moments (%(default)s)")
+    p.add_argument("--seed", type=assets.files.seed, default=1,
+                   help="of damage and moments (%(default)s)")
     numbers = ", ".join(f"{name} {n}" for name, (_, n) in PARTS.items() if n)
-    p.add_argument("--cases", type=data.whole(1), help=f"of each part ({numbers})")
+    p.add_argument("--cases", type=assets.files.whole(1), help=f"of each part ({numbers})")
     args = p.parse_args(argv)
     unknown = set(args.parts) - PARTS.keys()
     if unknown:
@@ -855,4 +857,4 @@ def run(args):
 
 
 if __name__ == "__main__":
-    sys.exit(data.exit_code(lambda: run(parse())))
+    sys.exit(assets.files.exit_code(lambda: run(parse())))

@@ -14,7 +14,9 @@ import torch
 import torchvision
 from PIL import Image
 
+import assets.files
 import data
+from assets import datasets
 
 
 def jpeg(size=(9, 7), colour=(200, 30, 30)):
@@ -367,7 +369,7 @@ def test_a_read_only_folder_gets_no_split_file(tmp_path, monkeypatch):
 
 # a row of one's own ------------------------------------------------------------------------------
 
-CIFAR = data.Row(2, (("cifar10", ""),), "CIFAR-10 as class folders", data.read_folders)
+CIFAR = datasets.Row(2, (("cifar10", ""),), "CIFAR-10 as class folders", datasets.read_folders)
 
 
 def test_a_row_of_class_folders_that_come_divided_is_the_published_one(tmp_path, monkeypatch):
@@ -803,9 +805,9 @@ def test_workers_only_where_many_pictures_lie_on_disk(tmp_path, monkeypatch):
 
 def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x.csv"
-    data.write_csv(path, [("a", "b,c"), (1, "é")])
+    assets.files.write_csv(path, [("a", "b,c"), (1, "é")])
     assert path.read_bytes() == 'a,"b,c"\n1,é\n'.encode()
-    data.write(str(path), b"\x00\xff")
+    assets.files.write(str(path), b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff" and os.listdir(tmp_path) == ["x.csv"]
 
     def full(self, content):
@@ -813,7 +815,7 @@ def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match=r"x.csv: can't be written \(No space left") as caught:
-        data.write(path, "new")
+        assets.files.write(path, "new")
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == ["x.csv"] and path.read_bytes() == b"\x00\xff"
 
@@ -821,10 +823,10 @@ def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_write_replaces_plain_files_only(tmp_path):
     for path in ("/dev/null", tmp_path):
         with pytest.raises(ValueError, match=f"{path}: not a plain file"):
-            data.write(path, "x")
+            assets.files.write(path, "x")
     assert Path("/dev/null").is_char_device() and os.listdir(tmp_path) == []
     with pytest.raises(OSError, match="x/y.txt: can't be written"):
-        data.write(tmp_path / "x" / "y.txt", "x")
+        assets.files.write(tmp_path / "x" / "y.txt", "x")
 
 
 # a folder of one's own ----------------------------------------------------------------------------

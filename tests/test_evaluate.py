@@ -19,6 +19,7 @@ import data
 import evaluate
 import prompts
 import train
+from assets import datasets
 
 # half of each is drawn: 12, 6, 4, 2
 CLASSES = {"black_cat": 24, "dog": 12, "empty handed": 8, "ä b": 4}
@@ -209,7 +210,7 @@ def test_run_and_pictures_are_found_from_another_working_directory(own, archive,
     assert [line.split()[0] for line in printed[2:4]] == ["base", "novel"]
     assert f"harmonic mean {result['harmonic_mean']:.2f}" in printed
     novel = read("../sat/evaluation/novel/per_class.csv")
-    assert [row["class"] for row in novel] == list(data.EUROSAT.values())[5:]
+    assert [row["class"] for row in novel] == list(datasets.EUROSAT.values())[5:]
     assert {row["group"] for row in novel} == {"unseen"}
 
 
@@ -400,13 +401,13 @@ def test_transfer_has_zero_shot_clip_with_each_targets_template(own, monkeypatch
               "--data-root", "data")
     assert [t for t in templates if t] == ["a centered satellite photo of {}.", "a photo of a {}."]
     found = results("run", "cross-dataset")["results"]
-    names = list(data.EUROSAT.values())
+    names = list(datasets.EUROSAT.values())
     learner, _ = evaluate.load_run("run")
     tuned = slow_predictions(learner, folder, names)
     plain = slow_predictions(learner, folder, names, "a centered satellite photo of {}.")
     rows = read("run/evaluation/eurosat/predictions.csv")
     assert len(rows) == 60 and all(tuned[row["picture"]] == row["predicted"] for row in rows)
-    assert all(row["class"] == data.EUROSAT[row["picture"].split("/")[0]] for row in rows)
+    assert all(row["class"] == datasets.EUROSAT[row["picture"].split("/")[0]] for row in rows)
     right = sum(plain[row["picture"]] == row["class"] for row in rows)
     assert found["eurosat"]["zeroshot"] == pytest.approx(100 * right / 60)
     assert found["eurosat"]["official_split"] is True

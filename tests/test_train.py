@@ -22,7 +22,7 @@ import data
 import evaluate
 import prompts
 import train
-from assets import world
+from assets import datasets, world
 
 SCRIPT = Path(train.__file__)
 
@@ -675,7 +675,7 @@ def test_zero_shot_row_is_clip_with_the_datasets_template(at, archive):
     result = json.loads(Path("run/result.json").read_text())["zeroshot"]
     clip = clip_model.load(archive)
     view = data.transform(32, train=False)
-    names = list(data.EUROSAT.values())
+    names = list(datasets.EUROSAT.values())
     for half, labels in (("base", range(5)), ("novel", range(5, 10))):
         right, own = [], []
         with torch.no_grad():
@@ -683,7 +683,7 @@ def test_zero_shot_row_is_clip_with_the_datasets_template(at, archive):
                 [f"a centered satellite photo of {names[k]}." for k in labels]))
             g = g / g.norm(dim=1, keepdim=True)
             for k in labels:
-                key = list(data.EUROSAT)[k]
+                key = list(datasets.EUROSAT)[k]
                 for i in range(15, 21):
                     image = view(Image.open(folder / key / f"{key}_{i}.jpg").convert("RGB"))
                     z = clip.encode_image(image[None])[0]
