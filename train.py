@@ -371,7 +371,13 @@ def parser():
     add("--seed", type=files.seed, nargs="+", default=[1], help="of start, batches and crops (1)")
     add("--draw-seed", type=files.seed, help="of the draw and of a split made here (--seed's)")
 
-    add = p.add_argument_group("prompts and optimiser").add_argument
+    add_learner_options(p.add_argument_group("prompts and optimiser").add_argument)
+    add_machine_options(p.add_argument_group("machine and files").add_argument)
+    return p
+
+
+def add_learner_options(add):
+    whole, number = files.whole, files.number
     add("--n-ctx", type=whole(1, 76), help="b, learned tokens (CoOp 16, CoCoOp 4, MaPLe 2)")
     add("--ctx-init", help="words they start from; '' starts at random (CoOp: at random; CoCoOp, "
                            "MaPLe: a photo of a)")
@@ -383,7 +389,9 @@ def parser():
     add("--lr", type=number(0, 1e30), nargs="+", default=[None],
         help="SGD's highest learning rate (0.0035; CoOp 0.002)")
 
-    add = p.add_argument_group("machine and files").add_argument
+
+def add_machine_options(add):
+    whole = files.whole
     add("--backbone", help=f"{', '.join(clip_model.MODELS)}, tiny, or a weights file (ViT-B/16; "
                            "for the embedded world tiny)")
     add("--out", type=Path, help="run folder (runs/<dataset>-<method>..., numbered if taken); "
@@ -393,7 +401,6 @@ def parser():
     add("--test-images", type=whole(1), metavar="N",
         help="test on N images a class, drawn by seed: every result then says subset (all)")
     evaluate.add_machine_arguments(add)
-    return p
 
 
 def parse(argv=None):
