@@ -445,14 +445,12 @@ def commands(tally, seed, cases, root):
     lines = [(main, words) for main, words in command_lines() if words or main is evaluate.main]
     random.Random(seed).shuffle(lines)
     group_of = {train.main: "train.py", evaluate.main: "evaluate.py", data.main: "data.py"}
-    with contextlib.chdir(root) if hasattr(contextlib, "chdir") else working_in(root):
+    with working_in(root):
         for main, words in lines[:cases]:
             kind, said = judged(main, words)
-            if list(root.iterdir()):
-                said = f"left {sorted(p.name for p in root.iterdir())} {said}"
-                kind = "other"
-                for path in root.iterdir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if any(root.iterdir()):
+                kind, said = "other", f"left {sorted(p.name for p in root.iterdir())} {said}"
+                subprocess.run(["rm", "-r", *root.iterdir()], check=True)
             group = f"{group_of.get(main, 'assets/, benchmark.py')} command lines"
             tally.add(group, " ".join(words)[:90], kind, said)
 
