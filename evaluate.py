@@ -544,11 +544,20 @@ def run(args):
         asked = args.targets or TASKS[args.task]
         targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
         results = transfer(learner, settings, targets, data_root, out)
-    data.write(out / f"{args.task}.json", json.dumps({
-        "run": str(args.run), "task": args.task, "label": settings["label"], **facts,
-        "results": results}, indent=1))
+    found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
+             "results": results}
+    data.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
     print(f"per-class recall, predictions and confusion: {out}")
     return None
+
+
+def measured(value):
+    """The same, None for every number that could not be measured: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: measured(part) for name, part in value.items()}
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value
 
 
 def main(argv=None):
