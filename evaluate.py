@@ -261,9 +261,9 @@ def check_settings(settings, run_json):
     for name, kinds in SETTINGS.items():
         if not isinstance(settings[name], kinds):
             raise TypeError(f"{name} is {str(settings[name])[:40]!r}")
-    names, n = settings["trained_classes"], settings["class_counts"]
-    if len(names) != len(n) or {*map(type, names), *map(type, n)} > {str, int}:
-        raise TypeError("trained_classes and class_counts don't fit together")
+    for name, n in zip(settings["trained_classes"], settings["class_counts"], strict=True):
+        if type(name) is not str or type(n) is not int:
+            raise TypeError(f"{str(name)[:40]!r} and {str(n)[:40]!r} are no class and its images")
     told = json.loads(run_json.read_text(encoding="utf-8")) if run_json.is_file() else settings
     for name in settings.keys() - {"data_root", "device"}:          # a run may go on elsewhere
         if json.dumps(settings[name], default=str) != json.dumps(told[name], default=str):
@@ -594,11 +594,20 @@ def run(args):
         asked = args.targets or TASKS[args.task]
         targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
         results = transfer(learner, settings, targets, data_root, out)
-    files.write(out / f"{args.task}.json", json.dumps({
-        "run": str(args.run), "task": args.task, "label": settings["label"], **facts,
-        "results": results}, indent=1))
+    found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
+             "results": results}
+    files.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
     print(f"per-class recall, predictions and confusion: {out}")
     return None
+
+
+def measured(value):
+    """The same, None for every number that could not be measured: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: measured(part) for name, part in value.items()}
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value
 
 
 def main(argv=None):

@@ -97,6 +97,8 @@ class Tally:
         self.groups = {}
 
     def add(self, group, name, kind, said=""):
+        if "see --help" in said and "command lines" not in group:
+            kind = "other"                              # the case itself is wrong and shows nothing
         self.groups.setdefault(group, Counter())[kind] += 1
         if kind not in KINDS[:2]:
             print(f"--- {group}: {name}: {kind}\n{said[-1500:]}\n", file=sys.stderr, flush=True)
@@ -152,7 +154,7 @@ def flip(tensor, rng, bit, times=1):
 
 def filled(value):
     def damage(tensor, rng):
-        tensor = tensor.detach().clone()
+        tensor = tensor.detach().float().clone()
         tensor.view(-1)[rng.randrange(tensor.numel())] = value
         return tensor
     return damage
@@ -446,14 +448,12 @@ def commands(tally, seed, cases, root):
     lines = [(main, words) for main, words in command_lines() if words or main is evaluate.main]
     random.Random(seed).shuffle(lines)
     group_of = {train.main: "train.py", evaluate.main: "evaluate.py", data.main: "data.py"}
-    with contextlib.chdir(root) if hasattr(contextlib, "chdir") else working_in(root):
+    with working_in(root):
         for main, words in lines[:cases]:
             kind, said = judged(main, words)
-            if list(root.iterdir()):
-                said = f"left {sorted(p.name for p in root.iterdir())} {said}"
-                kind = "other"
-                for path in root.iterdir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if any(root.iterdir()):
+                kind, said = "other", f"left {sorted(p.name for p in root.iterdir())} {said}"
+                subprocess.run(["rm", "-r", *root.iterdir()], check=True)
             group = f"{group_of.get(main, 'assets/, benchmark.py')} command lines"
             tally.add(group, " ".join(words)[:90], kind, said)
 
@@ -488,7 +488,7 @@ def degenerate(tally, seed, cases, root):
                 out = root / f"{name} {words} {method}"
                 kind, said = judged(train.main, [
                     "--method", method, "--n-ctx", 2, "--epochs", 2, "--dataset", folder, *more,
-                    "--backbone", weights, "--out", out, "--shots", 2, "--quiet"], lambda: 0, 0)
+                    "--backbone", weights, "--out", out, "--shots", 2], lambda: 0, 0)
                 if (out / "result.json").exists() and kind == "clean or right":
                     kind, said = judged(evaluate.main, [out], lambda o=out: json_kept(o), True)
                 tally.add("degenerate sets", f"{name} {words} {method}", kind, said)
@@ -496,11 +496,10 @@ def degenerate(tally, seed, cases, root):
 
 def json_kept(out):
     """Whether the files of an evaluation are JSON, which has no NaN."""
-    def refuse(word):
-        raise ValueError(word)
+    constants = []
     for path in out.rglob("*.json"):
-        json.loads(path.read_text(), parse_constant=refuse)
-    return True
+        json.loads(path.read_text(), parse_constant=constants.append)
+    return not constants
 
 
 # Full disk and the like ------------------------------------------------------------------------
@@ -590,7 +589,7 @@ def writers(tally, seed, cases, root):
             if [(p.name, p.stat().st_mode) for p in place.iterdir()] != before:
                 kind, said = "other", f"left {list(place.iterdir())}; {said}"
             tally.add("full disk and the like", f"{name}: {way}", kind, said)
-    runs = {"train.py": (train.main, [*s.own_words, "--quiet", "--out"]),
+    runs = {"train.py": (train.main, [*s.own_words, "--out"]),
             "evaluate.py": (evaluate.main, [s.own, "--out"])}
     for name, (main, words) in runs.items():
         for way in ("full disk", "read-only", "device", "folder in the way"):
@@ -629,7 +628,7 @@ def writers(tally, seed, cases, root):
                 replace(a, b)
             patch.setattr(os, "replace", failing)
             out = root / f"rename {step}"
-            kind, said = judged(train.main, [*s.own_words, "--quiet", "--out", out],
+            kind, said = judged(train.main, [*s.own_words, "--out", out],
                                 lambda o=out: (o / "prompts.pt").read_bytes(),
                                 (s.own / "prompts.pt").read_bytes())
         left = list(out.rglob("*.part"))
