@@ -344,14 +344,14 @@ class Subjects:
             add(log, *terms)
             if log.step == 2:
                 raise Killed
-        add, seconds = train.Log.add, train.SAVE_SECONDS
+        add, seconds = train.runs.Log.add, train.runs.SAVE_SECONDS
         words = [*self.own_words, "--out", self.root / "killed"]
         try:
-            train.Log.add, train.SAVE_SECONDS = add_or_die, 0
+            train.runs.Log.add, train.runs.SAVE_SECONDS = add_or_die, 0
             with contextlib.suppress(Killed):
                 call(train.main, *words)
         finally:
-            train.Log.add, train.SAVE_SECONDS = add, seconds
+            train.runs.Log.add, train.runs.SAVE_SECONDS = add, seconds
         return self.root / "killed", words
 
     def resumed(self, folder, words, raw):
@@ -716,7 +716,7 @@ def belongs(folder):
     result = json.loads((folder / "result.json").read_text())
     if result["prompts_sha256"] != clip_model.checksum(learned):
         return "the result is not that of its prompts"
-    if set(os.listdir(folder)) - {*train.FILES[:5], "evaluation"}:
+    if set(os.listdir(folder)) - {*train.runs.FILES[:5], "evaluation"}:
         return f"left {os.listdir(folder)}"
     with tempfile.TemporaryDirectory() as out:
         done(folder, "--out", out, main=evaluate.main)

@@ -623,7 +623,7 @@ def test_harmonic_mean_by_hand():
 def world_run(tmp_path_factory):
     """A finished run of MaPLe + NPT in the little world."""
     out = tmp_path_factory.mktemp("world") / "run"
-    done("--method", "maple", "--npt", "--tau", "0.01", "--epochs", 2, "--out", out)
+    done("--method", "maple", "--npt", "--tau", "0.01", "--out", out)
     return out
 
 

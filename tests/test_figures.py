@@ -453,6 +453,6 @@ def test_features_narrowed_and_refused(trained, at):
     assert saved["part"].tolist() == ["novel"] * 2 and set(saved["y"].tolist()) == {0, 1}
     run_folder = trained / "tail"
     assert "ends in .npz" in refused(run_folder, "--features", "f.csv", main=evaluate.main)
-    assert "leave out" in refused(run_folder, "--features", "f.npz", "--image", "x.png",
+    assert "no option of --" in refused(run_folder, "--features", "f.npz", "--image", "x.png",
                                   main=evaluate.main)
     assert files(at).keys() == {"f.npz"}

@@ -91,7 +91,7 @@ def test_changing_it_names_what_exists():
         assert f"`{name}`" in text and name in defined(file)
     for file, name in [("prompts.py", "METHODS"), ("prompts.py", "DEFAULTS"),
                        ("train.py", "OPTIMISER"), ("assets/runs.py", "TERMS"),
-                       ("data.py", "ROWS"),
+                       ("assets/datasets.py", "ROWS"),
                        ("assets/tables.py", "LEARNERS"), ("assets/tables.py", "NPT_ALONE"),
                        ("tests/test_prompts.py", "SETTINGS"), ("tests/test_data.py", "LAYOUTS")]:
         assert f"`{name}`" in text
