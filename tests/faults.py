@@ -716,7 +716,7 @@ def belongs(folder):
     result = json.loads((folder / "result.json").read_text())
     if result["prompts_sha256"] != clip_model.checksum(learned):
         return "the result is not that of its prompts"
-    if set(os.listdir(folder)) - {*train.runs.FILES[:5], "evaluation"}:
+    if set(os.listdir(folder)) - {*train.runs.FILES[:-1], "evaluation"}:
         return f"left {os.listdir(folder)}"
     with tempfile.TemporaryDirectory() as out:
         done(folder, "--out", out, main=evaluate.main)
