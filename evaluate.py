@@ -240,7 +240,8 @@ def read_prompts(folder, learner=None):
         learned, settings = run["learned"], run["settings"]
         check_settings(settings, folder / "run.json")
         for name, tensor in learned.items():
-            if tensor.dtype != torch.float32 or tensor.layout != torch.strided:
+            dense = tensor.layout == torch.strided and tensor.is_contiguous()    # not expanded
+            if tensor.dtype != torch.float32 or not dense:
                 raise TypeError(f"{str(name)[:40]} is no dense float32 tensor")
             if not tensor.isfinite().all():
                 raise ValueError(f"{str(name)[:40]} is not finite")
