@@ -82,23 +82,27 @@ def run(args):
         # Zero-shot CLIP first: it shows at once whether pictures, names and labels fit together
         plain = prompts.build("zeroshot", clip, names, ctx_init=dataset.template)
         frozen = evaluate.FrozenFeatures(dataset, folder.parent / "features")
-        zeroshot, tuned = {}, {}
-        show = {part: None if args.quiet else f"testing, {part}" for part in parts}
+        zeroshot = score_parts(plain, dataset, parts, frozen, args.quiet)
         for part, labels in parts.items():
-            zeroshot[part], _ = evaluate.score(plain, dataset, labels, frozen, show[part])
-            warn_near_chance(plain, part, zeroshot[part]["accuracy"])
+            warn_near_chance(dataset, labels, part, zeroshot[part]["accuracy"])
         if not (folder / "prompts.pt").is_file():
             warn_collapsed(train(learner, dataset, items, args, folder), len(names))
             save_prompts(folder, learner, settings)
         evaluate.read_prompts(folder, learner)
-        for part, labels in parts.items():
-            tuned[part], _ = evaluate.score(learner, dataset, labels, frozen, show[part])
+        tuned = score_parts(learner, dataset, parts, frozen, args.quiet)
         result = runs.result_of(settings, dataset, prompts.trainable(learner),
                                 tuned, zeroshot)
         runs.write_json(folder / "result.json", result)
     report(result, settings["label"])
     print(f"{time.time() - started:.0f} s; saved in {folder}")
     return result
+
+
+def score_parts(learner, dataset, parts, frozen, quiet):
+    """{part: what evaluate.measure says of the learner on its classes}."""
+    show = None if quiet else "testing"
+    return {part: evaluate.score(learner, dataset, labels, frozen, show)[0]
+            for part, labels in parts.items()}
 
 
 def training_set(dataset, args):
@@ -236,13 +240,13 @@ def note_floor(d, settings):
               f"below {floor:.4g}")
 
 
-def warn_near_chance(plain, part, accuracy):
-    names = plain.classnames
-    chance = 100 / len(names)
-    if len(names) > 1 and accuracy < 1.5 * chance:
+def warn_near_chance(dataset, labels, part, accuracy):
+    chance = 100 / len(labels)
+    if len(labels) > 1 and accuracy < 1.5 * chance:
+        names = (dataset.classnames[k].replace("_", " ") for k in labels[:3])
         print(f"warning: zero-shot accuracy on {part} classes is {accuracy:.1f} %, near chance "
               f"({chance:.1f} %): do the class names say what the pictures show? First prompts: "
-              + " ".join(plain.show_prompt(name) for name in names[:3]))
+              + " ".join(dataset.template.replace("{}", name) for name in names))
 
 
 def warn_collapsed(last, K):
