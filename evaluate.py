@@ -228,8 +228,8 @@ def recalls(labels, predictions, K):
 
 # A finished run --------------------------------------------------------------------------------
 
-def read_prompts(folder, learner=None):
-    """A run's prompts.pt -> its settings; its learned tensors go into the learner, if one is given.
+def read_prompts(folder):
+    """A run's prompts.pt -> its settings and {name: learned tensor}.
 
     Raises ValueError where it is not what train.py writes, where a tensor is not finite, or where
     the tensors are not those that result.json was measured with.
@@ -252,9 +252,7 @@ def read_prompts(folder, learner=None):
     except Exception as error:                      # a damaged file raises any of a dozen types
         raise ValueError(f"{path}: not a run's learned tensors ({str(error)[:120]}); train again"
                          ) from error
-    if learner is not None:
-        prompts.load_trainable(learner, learned)
-    return settings
+    return settings, learned
 
 
 def check_settings(settings, run_json):
@@ -280,13 +278,13 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
     if not (folder / "result.json").is_file() or not (folder / "prompts.pt").is_file():
         raise FileNotFoundError(f"{folder} is no finished run: expected result.json and prompts.pt "
                                 "in it, as train.py leaves them")
-    settings = read_prompts(folder)
+    settings, learned = read_prompts(folder)
     clip = clip_model.load(settings["backbone"], device, dtype)
     learner = prompts.build(settings["method"], clip, classnames or settings["trained_classes"],
                             n_ctx=settings["n_ctx"], ctx_init=settings["ctx_init"],
                             prompt_depth=settings["prompt_depth"],
                             class_specific=settings.get("class_specific", False))
-    read_prompts(folder, learner)
+    prompts.load_trainable(learner, learned)
     return learner, settings
 
 
@@ -307,6 +305,10 @@ def load_dataset(folder, settings, data_root):
                              f"{folder}, first {min(seen)}: its pictures or its split changed "
                              f"since; now: {dataset.split}")
     data.check_pictures(dataset, dataset.test, decode=False)
+    if settings.get("test_images"):
+        dataset.test = data.test_subset(dataset.test, settings["test_images"],
+                                        settings["draw_seed"])
+        dataset.split += f"; a subset, {settings['test_images']} test images a class"
     return dataset
 
 
@@ -579,10 +581,6 @@ def run(args):
     facts, args.task = {}, args.task or "base-to-novel"
     if args.task == "base-to-novel":
         dataset = load_dataset(args.run, settings, data_root)
-        if settings.get("test_images"):
-            dataset.test = data.test_subset(dataset.test, settings["test_images"],
-                                            settings["draw_seed"])
-            dataset.split += f"; a subset, {settings['test_images']} test images a class"
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
         parts = tested_classes(dataset, settings, args.classes, args.run)
         frozen = FrozenFeatures(dataset, args.run.parent / "features")

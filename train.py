@@ -88,7 +88,7 @@ def run(args):
         if not (folder / "prompts.pt").is_file():
             warn_collapsed(train(learner, dataset, items, args, folder), len(names))
             save_prompts(folder, learner, settings)
-        evaluate.read_prompts(folder, learner)
+        prompts.load_trainable(learner, evaluate.read_prompts(folder)[1])
         tuned = score_parts(learner, dataset, parts, frozen, args.quiet)
         result = runs.result_of(settings, dataset, prompts.trainable(learner),
                                 tuned, zeroshot)
@@ -302,8 +302,6 @@ def save_prompts(folder, learner, settings):
 
 def check(args):
     """Refuse what contradicts itself whatever the dataset is, before anything is loaded."""
-    if not args.npt and (args.w1 is not None or args.w2 is not None):
-        raise ValueError("--w1 and --w2 weigh the terms of NPT: add --npt")
     if args.npt and args.method == "zeroshot":
         raise ValueError("--npt is a training objective, and --method zeroshot trains nothing; "
                          "choose another method")

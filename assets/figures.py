@@ -25,7 +25,6 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import data
 import evaluate
 import prompts
 from assets import files, tables, world
@@ -159,9 +158,6 @@ def gather(panel, run, which, data_root):
     """The features of one panel, {"z": (N, d), "y", "g": (K, d), "names", "part", "title"}."""
     learner, settings = evaluate.load_run(run["folder"])
     dataset = evaluate.load_dataset(run["folder"], settings, data_root or settings["data_root"])
-    if settings.get("test_images"):
-        dataset.test = data.test_subset(dataset.test, settings["test_images"],
-                                        settings["draw_seed"])
     parts = evaluate.tested_classes(dataset, settings, which, run["folder"])
     part, labels = list(parts.items())[-1]                      # novel where there is such a one
     name, n = run["folder"].name, settings["class_counts"]

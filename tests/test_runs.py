@@ -391,7 +391,7 @@ def test_frozen_features_are_made_once_for_a_grid(quick, monkeypatch):
 
 def test_another_picture_or_weights_have_features_of_their_own(quick, at):
     done("--method", "coop", *quick, "--out", "g/a")
-    test = evaluate.load_dataset(Path("g/a"), evaluate.read_prompts(Path("g/a")), None).test
+    test = evaluate.load_dataset(Path("g/a"), evaluate.read_prompts(Path("g/a"))[0], None).test
     picture(77).save(at / "pets" / test[0][0])
     done("--method", "coop", *quick, "--out", "g/b")
     assert len(list(Path("g/features").iterdir())) == 2
