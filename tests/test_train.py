@@ -73,21 +73,21 @@ def test_bare_command_draws_n_k_images_of_the_base_classes(bare):
     names = world.draw("world")[0]
     n = [sum(row["class"] == name for row in rows) for name in names]
     # 16 x 0.01^(k/11), at least 1; no novel class
-    assert n == [16, 11, 7, 5, 3, 2, 1, 1, 1, 1, 1, 1] + [0] * 12
+    assert n == [16, 10, 6, 4, 2, 1, 1, 1, 1, 1, 1, 1] + [0] * 12
     assert json.loads((run / "result.json").read_text())["class_counts"] == n[:12]
     assert all(row["picture"].startswith(f"train/{row['class']}/") for row in rows)
-    assert "images    50: 16 11 7 5 3 2 1 1 1 1 1 1; min/max = 0.0625 where tau = 0.01" in bare[1]
+    assert "images    45: 16 10 6 4 2 1 1 1 1 1 1 1; min/max = 0.0625 where tau = 0.01" in bare[1]
 
 
 def test_log_has_every_step_with_its_rate_and_eq7(bare):
     run, = (bare[0] / "runs").iterdir()
     rows = [{k: float(v) for k, v in row.items()} for row in read(run / "log.csv")]
-    # 50 images in batches of 4 are 12 steps: the two left over are dropped
+    # 45 images in batches of 4 are 11 steps: the one left over is dropped
     steps = [(r["epoch"], r["step"]) for r in rows]
-    assert steps == [(e, 12 * e + s + 1) for e in range(5) for s in range(12)]
+    assert steps == [(e, 11 * e + s + 1) for e in range(5) for s in range(11)]
     # cos of 0, 36, 72, 108 degrees
     by_hand = [1e-5, .0035, .00316578, .00229078, .00120922]
-    assert [rows[12 * e]["lr"] for e in range(5)] == pytest.approx(by_hand, rel=1e-5)
+    assert [rows[11 * e]["lr"] for e in range(5)] == pytest.approx(by_hand, rel=1e-5)
     assert len({r["lr"] for r in rows}) == 5
     for r in rows:
         assert r["loss"] == pytest.approx(r["l_clip"] + .3 * r["l_lc"] + .8 * r["l_mi"], rel=2e-5)
@@ -398,8 +398,8 @@ def test_eurosat_command_with_the_official_split(at, archive):
     assert result["official_split"] is True
     assert result["split"].startswith("CoOp's split_zhou_EuroSAT.json")
     assert result["backbone"] == str(archive) and result["dataset"] == "eurosat"
-    # 16 5 2 1 1 by 16 x 0.01^(k/4): 16, 5.06, 1.6, 0.506, 0.16; but there are only ten to train on
-    assert result["class_counts"] == [10, 5, 2, 1, 1]
+    # 16 5 1 1 1 by 16 x 0.01^(k/4): 16, 5.06, 1.6, 0.506, 0.16; but there are only ten to train on
+    assert result["class_counts"] == [10, 5, 1, 1, 1]
     assert ("warning: 1 classes have fewer images than asked for and give all they have: "
             "Annual Crop Land" in printed)
     saved = torch.load(run / "prompts.pt", weights_only=True)["settings"]
