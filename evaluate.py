@@ -10,10 +10,6 @@ Accuracy is top-1 over all test images, in per cent, base images against base cl
 against novel, as the originals have it; Table 1 has the harmonic mean of both. Beside it stand
 Definitions 2 and 3, L_LC's two parts and the three collapses of Sec. 3.2.
 """
-import contextlib
-import csv
-import hashlib
-import io
 import json
 import signal
 import sys
@@ -22,17 +18,13 @@ from pathlib import Path
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until files.exit_code takes it over
 
-import numpy  # torchvision depends on it
-import PIL
 import torch
-import torchvision
-from tqdm import tqdm
 
 import clip_model
 import data
 import losses
 import prompts
-from assets import files
+from assets import features, files, saved
 
 TASKS = {                       # --task: the paper's targets where --targets names none
     "base-to-novel": [],
@@ -40,12 +32,6 @@ TASKS = {                       # --task: the paper's targets where --targets na
     "domain-generalization": ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"],
 }
 MANY, FEW = 8, 2    # Open point: many-shot has at least 8 training images, few-shot at most 2
-SETTINGS = {                    # what prompts.pt must say of its run, and in which form
-    "method": str, "backbone": str, "n_ctx": (int, type(None)), "ctx_init": (str, type(None)),
-    "prompt_depth": (int, type(None)), "dataset": str, "data_root": str, "classes": str,
-    "trained_classes": list, "class_counts": list, "draw_seed": int, "label": str,
-    "classnames_file": (str, type(None)),
-}
 ALONE = {                       # what can't stand beside these two options
     "table": ("image", "features", "task", "classes", "data_root"),
     "image": ("features", "task", "classes", "data_root", "out"),
@@ -55,76 +41,6 @@ OF_TEXTS = ("delta_lcd", "lcd_rms", "lc_shared", "lc_unequal")      # measured o
 
 
 # What is measured ------------------------------------------------------------------------------
-
-@torch.no_grad()
-def image_features(learner, batches, show=None):
-    """z (N, d) and y (N,) of a whole loader, on the learner's device."""
-    device = learner.clip.logit_scale.device
-    z, y = [], []
-    for images, labels in tqdm(batches, desc=show, leave=False, disable=show is None):
-        z.append(learner.image_features(images.to(device, non_blocking=True)))
-        y.append(labels)
-    return torch.cat(z), torch.cat(y).to(device)
-
-
-class FrozenFeatures:
-    """z of a dataset's test images in the frozen image tower, made once for all that share it.
-
-    folder  where they are kept from run to run if the pictures lie on disk, under a name of all
-            that they depend on: weights, preprocessing, precision, device, pictures. A file that
-            is damaged or of other pictures is made anew.
-    """
-
-    def __init__(self, dataset, folder=None):
-        self.dataset, self.folder, self.z = dataset, folder, None
-
-    def of(self, learner, labels, show=None):
-        """z (N, d) and y (N,) of the test images of some classes."""
-        if self.z is None:
-            self.z = self.kept(learner, show) if self.folder and not self.dataset.embedded else (
-                self.made(learner, show))
-        new = {label: k for k, label in enumerate(labels)}
-        rows = [i for i, (_, label) in enumerate(self.dataset.test) if label in new]
-        y = [new[self.dataset.test[i][1]] for i in rows]
-        return self.z[rows], torch.tensor(y, device=self.z.device)
-
-    def made(self, learner, show):
-        clip = learner.clip
-        batches = data.batches(self.dataset, self.dataset.test, clip.visual.resolution,
-                               clip.logit_scale.device)
-        return image_features(learner, batches, show)[0]
-
-    def kept(self, learner, show):
-        path = self.folder / f"{self.dataset.name}-{self.fingerprint(learner.clip)}.pt"
-        z = None
-        with contextlib.suppress(OSError), files.alone(path):    # on a read-only or full disk they
-            z = self.read(path)                                 # are just made again next time
-            if z is None:
-                z = self.made(learner, show).cpu()
-                content = {"z": z, "sha256": clip_model.checksum({"z": z})}
-                files.write(path, clip_model.saved(content))
-        z = self.made(learner, show) if z is None else z
-        return z.to(learner.clip.logit_scale.device)
-
-    def read(self, path):
-        """The features in a file, None where there is none to trust."""
-        try:
-            saved = clip_model.read(path)
-            z = saved["z"]
-            right = len(z) == len(self.dataset.test) and z.isfinite().all()
-            return z if right and clip_model.checksum({"z": z}) == saved["sha256"] else None
-        except Exception:                           # absent, cut off, or something else altogether
-            return None
-
-    def fingerprint(self, clip):
-        view = data.transform(clip.visual.resolution, train=False)
-        stats = [(name, self.dataset.path(name).stat()) for name, _ in self.dataset.test]
-        words = [str(view), str(clip.logit_scale.device.type), torch.__version__,
-                 torchvision.__version__, PIL.__version__, str(self.dataset.exif),
-                 clip_model.checksum(clip.visual.state_dict()),
-                 *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)]
-        return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
-
 
 def test_features(learner, dataset, labels, frozen, show=None):
     """z (N, d), y (N,) of the test images of some classes.
@@ -136,14 +52,14 @@ def test_features(learner, dataset, labels, frozen, show=None):
         return frozen.of(learner, labels, show)
     batches = data.batches(dataset, data.select(dataset.test, labels),
                            learner.clip.visual.resolution, learner.clip.logit_scale.device)
-    return image_features(learner, batches, show)
+    return features.image_features(learner, batches, show)
 
 
 def score(learner, dataset, labels, frozen, show=None):
     """A learner on the test images of some classes -> what measure() returns.
 
     labels  the classes, as labels of the dataset; they become the learner's
-    frozen  FrozenFeatures of the dataset
+    frozen  features.FrozenFeatures of the dataset
     """
     if not data.select(dataset.test, labels):
         raise ValueError(f"{dataset.name}: none of the classes to evaluate has a test picture")
@@ -152,7 +68,7 @@ def score(learner, dataset, labels, frozen, show=None):
 
 
 @torch.no_grad()
-def features(learner, dataset, labels, frozen, show=None):
+def image_and_text_features(learner, dataset, labels, frozen, show=None):
     """z (N, d), y (N,) of the test images of some classes and g (K, d), with which they are scored.
 
     CoCoOp's texts belong to images; g is then their mean over these images.
@@ -228,47 +144,6 @@ def recalls(labels, predictions, K):
 
 # A finished run --------------------------------------------------------------------------------
 
-def read_prompts(folder):
-    """A run's prompts.pt -> its settings and {name: learned tensor}.
-
-    Raises ValueError where it is not what train.py writes, where a tensor is not finite, or where
-    the tensors are not those that result.json was measured with.
-    """
-    path = folder / "prompts.pt"
-    try:
-        run = clip_model.read(path)
-        learned, settings = run["learned"], run["settings"]
-        check_settings(settings, folder / "run.json")
-        for name, tensor in learned.items():
-            dense = tensor.layout == torch.strided and tensor.is_contiguous()    # not expanded
-            if tensor.dtype != torch.float32 or not dense:
-                raise TypeError(f"{str(name)[:40]} is no dense float32 tensor")
-            if not tensor.isfinite().all():
-                raise ValueError(f"{str(name)[:40]} is not finite")
-        kept = json.loads((folder / "result.json").read_text(encoding="utf-8")) if (
-            folder / "result.json").is_file() else {}
-        if kept.get("prompts_sha256") not in (None, clip_model.checksum(learned)):
-            raise ValueError("its tensors are not those that result.json was measured with")
-    except Exception as error:                      # a damaged file raises any of a dozen types
-        raise ValueError(f"{path}: not a run's learned tensors ({str(error)[:120]}); train again"
-                         ) from error
-    return settings, learned
-
-
-def check_settings(settings, run_json):
-    """TypeError, KeyError or ValueError where they are none, or not those in a run's run.json."""
-    for name, kinds in SETTINGS.items():
-        if not isinstance(settings[name], kinds):
-            raise TypeError(f"{name} is {str(settings[name])[:40]!r}")
-    for name, n in zip(settings["trained_classes"], settings["class_counts"], strict=True):
-        if type(name) is not str or type(n) is not int:
-            raise TypeError(f"{str(name)[:40]!r} and {str(n)[:40]!r} are no class and its images")
-    told = json.loads(run_json.read_text(encoding="utf-8")) if run_json.is_file() else settings
-    for name in settings.keys() - {"data_root", "device"}:          # a run may go on elsewhere
-        if json.dumps(settings[name], default=str) != json.dumps(told[name], default=str):
-            raise ValueError(f"its {name[:40]} is not that of run.json")
-
-
 def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
     """-> learner with the run's learned tensors, and the settings that train.py saved beside them.
 
@@ -278,7 +153,7 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
     if not (folder / "result.json").is_file() or not (folder / "prompts.pt").is_file():
         raise FileNotFoundError(f"{folder} is no finished run: expected result.json and prompts.pt "
                                 "in it, as train.py leaves them")
-    settings, learned = read_prompts(folder)
+    settings, learned = saved.read_prompts(folder)
     clip = clip_model.load(settings["backbone"], device, dtype)
     learner = prompts.build(settings["method"], clip, classnames or settings["trained_classes"],
                             n_ctx=settings["n_ctx"], ctx_init=settings["ctx_init"],
@@ -299,7 +174,7 @@ def load_dataset(folder, settings, data_root):
     if dataset.classnames[:len(trained)] != trained:
         raise ValueError(f"{name} has other classes now than those that {folder} was trained on")
     if (folder / "drawn.csv").is_file():                            # zero-shot CLIP has none
-        seen = read_drawn(folder / "drawn.csv") & {picture for picture, _ in dataset.test}
+        seen = saved.read_drawn(folder / "drawn.csv") & {picture for picture, _ in dataset.test}
         if seen:
             raise ValueError(f"{len(seen)} test pictures of {name} trained the prompts of "
                              f"{folder}, first {min(seen)}: its pictures or its split changed "
@@ -310,16 +185,6 @@ def load_dataset(folder, settings, data_root):
                                         settings["draw_seed"])
         dataset.split += f"; a subset, {settings['test_images']} test images a class"
     return dataset
-
-
-def read_drawn(path):
-    """Names of the pictures that a run trained on."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return {picture for picture, _ in csv.reader(file, strict=True)}
-    except (ValueError, csv.Error) as error:        # not UTF-8, not two columns, a very long field
-        raise ValueError(f"{path}: expected a picture and its class in each row ({error}); train "
-                         "again") from None
 
 
 def table(rows):
@@ -340,7 +205,7 @@ def evaluate_classes(learner, dataset, labels, trained, out, frozen):
 
     labels   the classes, as labels of the dataset
     trained  training images of each of them in the run, for the groups many, medium and few
-    frozen   FrozenFeatures of the dataset
+    frozen   features.FrozenFeatures of the dataset
     """
     names, items = [dataset.classnames[k] for k in labels], data.select(dataset.test, labels)
     result, probabilities = score(learner, dataset, labels, frozen, "test images")
@@ -420,30 +285,11 @@ def base_to_novel(learner, settings, dataset, parts, out, frozen):
     return results
 
 
-def export(learner, settings, dataset, parts, path, frozen):
-    """The features of a run as a .npz file for numpy: z (N, d), y (N,) and pictures (N,), g (K, d).
+def transfer(learner, settings, targets, data_root, out, kept=None):
+    """Tables 2 and 4: a run's prompts on other datasets, beside zero-shot CLIP on each.
 
-    y counts through the K classes of all parts; classnames and part (K,) say what they are. Each
-    part was scored on its own: its images against its texts.
+    kept    folder of the frozen tower's features
     """
-    z, y, g, pictures, names, part, K = [], [], [], [], [], [], 0
-    for word, labels in parts.items():
-        of_part = features(learner, dataset, labels, frozen, f"test images, {word}")
-        for kept, new in zip((z, y, g), of_part, strict=True):
-            kept.append(new.cpu().numpy())
-        y[-1] = y[-1] + K
-        pictures += [picture for picture, _ in data.select(dataset.test, labels)]
-        names, part, K = names + learner.classnames, part + [word] * len(labels), K + len(labels)
-    content = io.BytesIO()
-    numpy.savez(content, z=numpy.concatenate(z), y=numpy.concatenate(y), g=numpy.concatenate(g),
-                pictures=pictures, classnames=names, part=part, method=settings["method"],
-                backbone=settings["backbone"], temperature=float(learner.clip.temperature))
-    files.write(path, content.getvalue())
-    print(f"saved in {path}: {len(pictures)} images, {K} classes")
-
-
-def transfer(learner, settings, targets, data_root, out):
-    """Tables 2 and 4: a run's prompts on other datasets, beside zero-shot CLIP on each."""
     datasets = {target: data.load(target, data_root) for target in targets}     # before any work
     names = [dataset.name for dataset in datasets.values()]
     if len(set(names)) < len(names):
@@ -454,7 +300,8 @@ def transfer(learner, settings, targets, data_root, out):
     results = {}
     for target, dataset in datasets.items():
         data.check_pictures(dataset, dataset.test, decode=False)
-        labels, frozen = list(range(len(dataset.classnames))), FrozenFeatures(dataset)
+        labels, frozen = list(range(len(dataset.classnames))), features.FrozenFeatures(
+            dataset, kept)
         trained = [counts.get(name, 0) for name in dataset.classnames]
         plain = prompts.build("zeroshot", learner.clip, dataset.classnames,
                               ctx_init=dataset.template)
@@ -578,21 +425,23 @@ def run(args):
             words = [f"{name.replace('_', ' ')} {100 * p:.1f} %" for name, p in answer]
             print(f"{path}: {', '.join(words)}")
         return None
-    facts, args.task = {}, args.task or "base-to-novel"
+    kept, facts, args.task = args.run.parent / "features", {}, args.task or "base-to-novel"
     if args.task == "base-to-novel":
         dataset = load_dataset(args.run, settings, data_root)
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
         parts = tested_classes(dataset, settings, args.classes, args.run)
-        frozen = FrozenFeatures(dataset, args.run.parent / "features")
+        frozen = features.FrozenFeatures(dataset, kept)
         if args.features:
-            return export(learner, settings, dataset, parts, args.features, frozen)
+            scored = {part: image_and_text_features(learner, dataset, labels, frozen, part)
+                      for part, labels in parts.items()}
+            return features.export(args.features, scored, learner, settings, dataset, parts)
         results = base_to_novel(learner, settings, dataset, parts, out, frozen)
         facts = {"split": dataset.split, "official_split": dataset.official_split,
                  "test_images": settings.get("test_images")}
     else:
         asked = args.targets or TASKS[args.task]
         targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
-        results = transfer(learner, settings, targets, data_root, out)
+        results = transfer(learner, settings, targets, data_root, out, kept)
     found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
              "results": results}
     files.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))

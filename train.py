@@ -34,7 +34,7 @@ import data
 import evaluate
 import losses
 import prompts
-from assets import files, runs
+from assets import features, files, runs, saved
 
 BARE = "--method maple --npt --tau 0.01 --dataset world"        # what `python train.py` stands for
 # Sec. 5 gives 5 epochs, batch 4 and lr 0.0035 "for all models", that is CoCoOp and MaPLe; it does
@@ -81,14 +81,14 @@ def run(args):
         runs.write_json(folder / "run.json", {**settings, **runs.circumstances(learner, dataset)})
         # Zero-shot CLIP first: it shows at once whether pictures, names and labels fit together
         plain = prompts.build("zeroshot", clip, names, ctx_init=dataset.template)
-        frozen = evaluate.FrozenFeatures(dataset, folder.parent / "features")
+        frozen = features.FrozenFeatures(dataset, folder.parent / "features")
         zeroshot = score_parts(plain, dataset, parts, frozen, args.quiet)
         for part, labels in parts.items():
             warn_near_chance(dataset, labels, part, zeroshot[part]["accuracy"])
         if not (folder / "prompts.pt").is_file():
             warn_collapsed(train(learner, dataset, items, args, folder), len(names))
             save_prompts(folder, learner, settings)
-        prompts.load_trainable(learner, evaluate.read_prompts(folder)[1])
+        prompts.load_trainable(learner, saved.read_prompts(folder)[1])
         tuned = score_parts(learner, dataset, parts, frozen, args.quiet)
         result = runs.result_of(settings, dataset, prompts.trainable(learner),
                                 tuned, zeroshot)
@@ -182,7 +182,7 @@ def watched(learner, dataset, items):
     """runs.HISTORY of the training images, uncropped, as they stand now."""
     clip = learner.clip
     batches = data.batches(dataset, items, clip.visual.resolution, clip.logit_scale.device)
-    numbers, _ = evaluate.measure(learner, *evaluate.image_features(learner, batches))
+    numbers, _ = evaluate.measure(learner, *features.image_features(learner, batches))
     return [numbers[name] for name in runs.HISTORY]
 
 

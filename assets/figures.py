@@ -27,7 +27,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import evaluate
 import prompts
-from assets import files, tables, world
+from assets import features, files, tables, world
 
 ENDINGS = (".png", ".svg", ".pdf")
 PANELS = ("zero-shot", "balanced", "long-tailed", "long-tailed with NPT")       # of Fig. 1
@@ -166,8 +166,8 @@ def gather(panel, run, which, data_root):
         learner = prompts.build("zeroshot", learner.clip, dataset.classnames,
                                 ctx_init=dataset.template)
         name, facts = "zero-shot CLIP", "nothing trained"
-    frozen = evaluate.FrozenFeatures(dataset, run["folder"].parent / "features")
-    z, y, g = evaluate.features(learner, dataset, labels, frozen, panel)
+    frozen = features.FrozenFeatures(dataset, run["folder"].parent / "features")
+    z, y, g = evaluate.image_and_text_features(learner, dataset, labels, frozen, panel)
     numbers, _ = evaluate.measure(learner, z, y)
     deltas = (f"$\\Delta_{{LCD}}$ = {numbers['delta_lcd']:.3f}, "
               f"$\\Delta_{{MID}}$ = {numbers['delta_mid']:.3f}")

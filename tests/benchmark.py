@@ -41,7 +41,7 @@ import evaluate
 import losses
 import prompts
 import train
-from assets import files
+from assets import features, files
 
 CSV, PAGE = (Path(__file__).parents[1] / "assets" / name for name in ("speed.csv", "speed.md"))
 COLUMNS = ["case", "form", "dtype", "seconds", "megabytes", "floor", "rate", "torch", "processor",
@@ -103,7 +103,7 @@ def measure(kind, method, K, batch, form, dtype, device):
     def evaluation():
         if form == "fast":
             batches = [(x, torch.zeros(len(x), dtype=torch.long)) for x in images.split(100)]
-            z, labels = evaluate.image_features(learner, batches)
+            z, labels = features.image_features(learner, batches)
             evaluate.measure(learner, z, labels)
         else:
             for x in images.split(1 if method == "cocoop" else 100):

@@ -19,7 +19,7 @@ import data
 import evaluate
 import prompts
 import train
-from assets import datasets
+from assets import datasets, features
 
 # half of each is drawn: 12, 6, 4, 2
 CLASSES = {"black_cat": 24, "dog": 12, "empty handed": 8, "ä b": 4}
@@ -137,7 +137,7 @@ def test_limits_of_the_groups(small_clip, tmp_path):
     dataset = toy("abcdef", items)
     learner = prompts.build("zeroshot", small_clip, dataset.classnames)
     result = evaluate.evaluate_classes(learner, dataset, list(range(6)), [8, 7, 3, 2, 1, 0],
-                                       tmp_path, evaluate.FrozenFeatures(dataset))
+                                       tmp_path, features.FrozenFeatures(dataset))
     groups = [row["group"] for row in read(tmp_path / "per_class.csv")]
     assert groups == ["many", "medium", "medium", "few", "few", "unseen"]
     sizes = {group: value["classes"] for group, value in result["groups"].items()}
@@ -148,12 +148,12 @@ def test_a_class_without_test_pictures_is_in_no_group(small_clip, tmp_path):
     dataset = toy("ab", [("0", 0), ("1", 0)])
     learner = prompts.build("zeroshot", small_clip, dataset.classnames)
     result = evaluate.evaluate_classes(learner, dataset, [0, 1], [8, 8], tmp_path,
-                                       evaluate.FrozenFeatures(dataset))
+                                       features.FrozenFeatures(dataset))
     assert list(read(tmp_path / "per_class.csv")[1].values()) == ["b", "8", "many", "0", "nan"]
     assert result["groups"]["many"] == {"classes": 1, "recall": result["accuracy"]}
     with pytest.raises(ValueError, match="toy: none of the classes to evaluate has a test picture"):
         evaluate.evaluate_classes(learner, dataset, [1], [8], tmp_path,
-                                  evaluate.FrozenFeatures(dataset))
+                                  features.FrozenFeatures(dataset))
 
 
 def test_labels_are_those_of_the_classes_asked_for(small_clip, tmp_path):
@@ -161,7 +161,7 @@ def test_labels_are_those_of_the_classes_asked_for(small_clip, tmp_path):
     dataset = toy("abcd", [(str(i), i % 4) for i in range(12)])
     learner = prompts.build("zeroshot", small_clip, dataset.classnames)
     result = evaluate.evaluate_classes(learner, dataset, [3, 1], [5, 0], tmp_path,
-                                       evaluate.FrozenFeatures(dataset))
+                                       features.FrozenFeatures(dataset))
     assert result["num_classes"] == 2 and result["test_images"] == 6
     rows = read(tmp_path / "per_class.csv")
     assert [(row["class"], row["training_images"]) for row in rows] == [("d", "5"), ("b", "0")]
@@ -607,7 +607,7 @@ def test_text_features_are_made_once_for_an_evaluation(
     made, encode = [], prompts.encode_prompts
     monkeypatch.setattr(prompts, "encode_prompts", lambda *a: made.append(1) or encode(*a))
     evaluate.evaluate_classes(learner, dataset, [0, 1], [1, 1], tmp_path,
-                              evaluate.FrozenFeatures(dataset))
+                              features.FrozenFeatures(dataset))
     assert len(made) == times
 
 
@@ -669,7 +669,7 @@ def test_low_precision_agrees_on_the_embedded_world(world_run):
     for dtype in (torch.float32, torch.bfloat16):
         learner, _ = evaluate.load_run(world_run, dtype=dtype, classnames=dataset.classnames[:12])
         result, probabilities = evaluate.score(learner, dataset, list(range(12)),
-                                               evaluate.FrozenFeatures(dataset))
+                                               features.FrozenFeatures(dataset))
         predicted[dtype] = probabilities.argmax(dim=1), result["accuracy"]
     (a, accuracy_a), (b, accuracy_b) = predicted.values()
     assert (a == b).float().mean() >= .99 and abs(accuracy_a - accuracy_b) <= .5

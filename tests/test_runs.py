@@ -17,7 +17,7 @@ import clip_model
 import data
 import evaluate
 import train
-from assets import runs
+from assets import features, runs, saved
 
 WORLD = ["--method", "coop", "--n-ctx", "2", "--tau", "0.05", "--batch-size", "4", "--epochs", "3",
          "--test-images", "2", "--data-root", "/nowhere"]       # 45 steps of a moment
@@ -191,7 +191,7 @@ def test_history_is_measured_on_the_training_images_and_goes_on_too(at, monkeypa
     dataset = data.load("world")
     items = [item for item in dataset.train if item[0] in drawn]
     batches = data.batches(dataset, items, 32, "cpu")
-    numbers, _ = evaluate.measure(learner, *evaluate.image_features(learner, batches))
+    numbers, _ = evaluate.measure(learner, *features.image_features(learner, batches))
     for name in runs.HISTORY:                                      # the last step's tokens
         assert float(rows[-1][name]) == pytest.approx(numbers[name], rel=1e-4), name
     for row in rows:
@@ -362,9 +362,9 @@ def test_a_run_of_a_grid_is_the_run_by_itself(quick):
 
 def encoded(monkeypatch):
     """Numbers of images that the image tower sees from now on in evaluation."""
-    seen, features = [], evaluate.image_features
-    monkeypatch.setattr(evaluate, "image_features", lambda learner, batches, show=None: seen.append(
-        len(batches.dataset)) or features(learner, batches, show))
+    seen, encode = [], features.image_features
+    monkeypatch.setattr(features, "image_features", lambda learner, batches, show=None: seen.append(
+        len(batches.dataset)) or encode(learner, batches, show))
     return seen
 
 
@@ -391,7 +391,7 @@ def test_frozen_features_are_made_once_for_a_grid(quick, monkeypatch):
 
 def test_another_picture_or_weights_have_features_of_their_own(quick, at):
     done("--method", "coop", *quick, "--out", "g/a")
-    test = evaluate.load_dataset(Path("g/a"), evaluate.read_prompts(Path("g/a"))[0], None).test
+    test = evaluate.load_dataset(Path("g/a"), saved.read_prompts(Path("g/a"))[0], None).test
     picture(77).save(at / "pets" / test[0][0])
     done("--method", "coop", *quick, "--out", "g/b")
     assert len(list(Path("g/features").iterdir())) == 2

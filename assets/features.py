@@ -1,0 +1,112 @@
+"""Image features: those of the frozen tower are made once, kept, and shared by runs.
+
+On a CPU nearly all of a run's time goes into its test images. In a frozen image tower their
+features depend on weights, preprocessing, precision and pictures alone.
+"""
+import contextlib
+import hashlib
+import io
+
+import numpy  # torchvision depends on it
+import PIL
+import torch
+import torchvision
+from tqdm import tqdm
+
+import clip_model
+import data
+from assets import files
+
+
+@torch.no_grad()
+def image_features(learner, batches, show=None):
+    """z (N, d) and y (N,) of a whole loader, on the learner's device."""
+    device = learner.clip.logit_scale.device
+    z, y = [], []
+    for images, labels in tqdm(batches, desc=show, leave=False, disable=show is None):
+        z.append(learner.image_features(images.to(device, non_blocking=True)))
+        y.append(labels)
+    return torch.cat(z), torch.cat(y).to(device)
+
+
+class FrozenFeatures:
+    """z of a dataset's test images in the frozen image tower, made once for all that share it.
+
+    folder  where they are kept from run to run if the pictures lie on disk, under a name of all
+            that they depend on: weights, preprocessing, precision, device, pictures. A file that
+            is damaged or of other pictures is made anew.
+    """
+
+    def __init__(self, dataset, folder=None):
+        self.dataset, self.folder, self.z = dataset, folder, None
+
+    def of(self, learner, labels, show=None):
+        """z (N, d) and y (N,) of the test images of some classes."""
+        if self.z is None:
+            self.z = self.kept(learner, show) if self.folder and not self.dataset.embedded else (
+                self.made(learner, show))
+        new = {label: k for k, label in enumerate(labels)}
+        rows = [i for i, (_, label) in enumerate(self.dataset.test) if label in new]
+        y = [new[self.dataset.test[i][1]] for i in rows]
+        return self.z[rows], torch.tensor(y, device=self.z.device)
+
+    def made(self, learner, show):
+        clip = learner.clip
+        batches = data.batches(self.dataset, self.dataset.test, clip.visual.resolution,
+                               clip.logit_scale.device)
+        return image_features(learner, batches, show)[0]
+
+    def kept(self, learner, show):
+        path = self.folder / f"{self.dataset.name}-{self.fingerprint(learner.clip)}.pt"
+        z = None
+        with contextlib.suppress(OSError), files.alone(path):    # on a read-only or full disk they
+            z = self.read(path)                                 # are just made again next time
+            if z is None:
+                z = self.made(learner, show).cpu()
+                content = {"z": z, "sha256": clip_model.checksum({"z": z})}
+                files.write(path, clip_model.saved(content))
+        z = self.made(learner, show) if z is None else z
+        return z.to(learner.clip.logit_scale.device)
+
+    def read(self, path):
+        """The features in a file, None where there is none to trust."""
+        try:
+            saved = clip_model.read(path)
+            z = saved["z"]
+            right = len(z) == len(self.dataset.test) and z.isfinite().all()
+            return z if right and clip_model.checksum({"z": z}) == saved["sha256"] else None
+        except Exception:                           # absent, cut off, or something else altogether
+            return None
+
+    def fingerprint(self, clip):
+        view = data.transform(clip.visual.resolution, train=False)
+        stats = [(name, self.dataset.path(name).stat()) for name, _ in self.dataset.test]
+        words = [str(view), str(clip.logit_scale.device.type), torch.__version__,
+                 torchvision.__version__, PIL.__version__, str(self.dataset.exif),
+                 clip_model.checksum(clip.visual.state_dict()),
+                 *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)]
+        return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def export(path, scored, learner, settings, dataset, parts):
+    """The features of a run as a .npz file for numpy: z (N, d), y (N,) and pictures (N,), g (K, d).
+
+    scored  {part: z, y, g}; each part was scored on its own, its images against its texts
+    parts   {part: labels}
+    y counts through the K classes of all parts; classnames and part (K,) say what they are.
+    """
+    zs, ys, gs, K = [], [], [], 0
+    for z, y, g in scored.values():
+        zs, ys, gs = [*zs, z.cpu()], [*ys, y.cpu() + K], [*gs, g.cpu()]
+        K += len(g)
+    labels = [label for part in parts.values() for label in part]
+    pictures = [picture for part in parts.values()
+                for picture, _ in data.select(dataset.test, part)]
+    content = io.BytesIO()
+    numpy.savez(content, z=torch.cat(zs).numpy(), y=torch.cat(ys).numpy(), g=torch.cat(gs).numpy(),
+                pictures=pictures, classnames=[dataset.classnames[k] for k in labels],
+                part=[word for word, part in parts.items() for _ in part],
+                method=settings["method"], backbone=settings["backbone"],
+                temperature=float(learner.clip.temperature))
+    files.write(path, content.getvalue())
+    print(f"saved in {path}: {len(pictures)} images, {K} classes")
