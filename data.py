@@ -94,7 +94,7 @@ def halves(num_classes):
     return list(range(middle)), list(range(middle, num_classes))
 
 
-def class_counts(num_classes, max_count=16, tau=1.0, shuffle_seed=None):
+def class_counts(num_classes, max_count=16, tau=1.0, shuffle_seed=None, total=None):
     """n_k = max(1, int(max_count * tau^(k / (K-1)))), k = 0..K-1: 16 7 3 1 1 for K = 5, tau = 0.05.
 
     Open point: Sec. 5 gives only tau = min n_k / max n_k. Between them we go down geometrically and
@@ -102,6 +102,7 @@ def class_counts(num_classes, max_count=16, tau=1.0, shuffle_seed=None):
     round instead would read 16 8 4 2 1. With 16 shots, 0.05 and 0.01 ask for 0.8 and 0.16 images:
     both end at 1, and tau sets how fast. Nor does it say which classes are rare. Here the counts
     fall in label order; shuffle_seed deals them out at random. ValueError for tau outside (0, 1].
+    total   not in the paper: so many images dealt evenly, the same number or one less a class
     """
     if num_classes < 1 or max_count < 1:
         raise ValueError("class_counts: expected at least 1 class and 1 image, "
@@ -110,9 +111,20 @@ def class_counts(num_classes, max_count=16, tau=1.0, shuffle_seed=None):
         raise ValueError(f"tau = min n_k / max n_k must be above 0 and at most 1, got {tau}")
     last = max(num_classes - 1, 1)
     n = [max(1, int(max_count * tau ** (k / last))) for k in range(num_classes)]
+    if total is not None:
+        n = even_counts(num_classes, max_count, total)
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(n)
     return n
+
+
+def even_counts(num_classes, max_count, total):
+    """total images dealt evenly, the first classes get those left over; ValueError if it can't."""
+    if not num_classes <= total <= num_classes * max_count:
+        raise ValueError(f"--images: {num_classes} classes of 1 to {max_count} images have "
+                         f"{num_classes} to {num_classes * max_count}, got {total}")
+    each, over = divmod(total, num_classes)
+    return [each + (k < over) for k in range(num_classes)]
 
 
 def by_label(labels):
@@ -154,7 +166,7 @@ def test_subset(items, n, seed):
     return [item for i, item in enumerate(items) if i in kept]
 
 
-def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None):
+def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None, total=None):
     """The images to train on, labels counted within `labels`: a few-shot draw made long-tailed.
 
     The draw goes over all classes, before any is left out: base shots are then the same for every
@@ -163,7 +175,7 @@ def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None):
     """
     drawn = few_shot(labels_of(dataset.train), shots, seed)
     items = select([dataset.train[position] for position in drawn], labels)
-    n = class_counts(len(labels), shots, tau, shuffle_seed)
+    n = class_counts(len(labels), shots, tau, shuffle_seed, total)
     groups = by_label(labels_of(items))
     return [items[i] for k, group in groups.items() for i in group[:n[k]]]
 
