@@ -303,7 +303,7 @@ def after_the_step(W, P, learner, x, y, lam, earlier):
     The same batch once more. Only tokens and projections were learned, yet every text moved, those
     of classes without an image in this batch too, because all prompts hold the same u. A part of
     the way is common to all texts: it is the length of the mean move, squared, over the mean
-    squared length. What is common turns no class away from another.
+    squared length. What is common moves all logits of an image alike and changes no prediction.
     """
     with torch.no_grad():
         z, g = textbook.maple(W, P, learner.template, learner.classnames, x)
