@@ -329,7 +329,7 @@ def check_5(answers):
         n = len(S)
         compare(f"for K = {K} the first part", got[0], shared, {
             "is Delta_LCD itself, not its square": shared.sqrt(),
-            "lacks the factor K/(K-1) of Delta_LCD": ((K - 1) / K) ** 2 * shared,
+            "lacks the factor of Delta_LCD from exercise 4": ((K - 1) / K) ** 2 * shared,
             "leaves mu out of Delta_LCD": S.mean().square(),
             "has all of mean L_LC in it": shared + unequal})
         compare(f"for K = {K} the second part", got[1], unequal, {

@@ -34,7 +34,7 @@ def lc_sum(g):
 
 
 def delta_lcd(g):
-    """||gbar||^2 = 1/K^2 (K + sum_{i != j} S_ij), as every S_ii is 1. Solve for the mean of S_ij."""
+    """||gbar||^2 = 1/K^2 (K + sum_{i != j} S_ij), as each S_ii is 1: solve for the mean of S_ij."""
     K = len(g)
     gbar = g.mean(dim=0)
     return K / (K - 1) * (gbar @ gbar)
