@@ -9,13 +9,14 @@
 Answers go into the functions below, or into the copy that --stubs writes. g (K, d), z (N, d) and y
 (N,) are float64 and int64 tensors; an answer may be a tensor or lists of numbers.
 """
-import importlib.util
 import inspect
 import math
 import sys
 import threading
+import traceback
 from numbers import Real
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -525,7 +526,7 @@ CHECKS = {1: check_1, 2: check_2, 3: check_3, 4: check_4, 5: check_5, 6: check_6
 
 # The command line --------------------------------------------------------------------------------
 
-def guarded(job):
+def guarded(job, path=None):
     """Run a student's code -> what it answers, "solved" | "not yet" | "not right", one line."""
     said = []
 
@@ -538,7 +539,7 @@ def guarded(job):
             said.append((None, "not right", str(wrong)))
         except BaseException as error:              # a student's code may raise anything
             said.append((None, "not right", f"your code stopped with {type(error).__name__}: "
-                                            f"{files.one_line(error)}"))
+                                            f"{files.one_line(error)}{line_of(error, path)}"))
 
     thread = threading.Thread(target=work, daemon=True)     # endless: it dies with the process
     thread.start()
@@ -547,19 +548,25 @@ def guarded(job):
                                                     "never end?")
 
 
+def line_of(error, path):
+    """The last line of the student's file that an exception came through, in words."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == str(path or __file__)]
+    return f" (line {lines[-1]})" if lines else ""
+
+
 def load(path):
     """A file of answers as a module; in place: this very file."""
     if path is None:
         return sys.modules[__name__]
-    spec = importlib.util.spec_from_file_location("answers", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ModuleType("answers")
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))
     return module
 
 
 def check(number, path=None):
     """-> "solved" | "not yet" | "not right", and what is to be said about it in one line."""
-    return guarded(lambda: CHECKS[number](load(path)))[1:]
+    return guarded(lambda: CHECKS[number](load(path)), path)[1:]
 
 
 def stubs():

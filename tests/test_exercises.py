@@ -342,10 +342,11 @@ def test_a_half_done_exercise_names_what_is_left(capsys, tmp_path):
 
 @pytest.mark.parametrize("text, words", [
     ("def n_k(:", "SyntaxError"), ("import no_such_module", "ModuleNotFoundError"),
-    ("1 / 0", "ZeroDivisionError: division by zero"), ("", "there is no function n_k"),
+    ("def n_k():\n    return 1 / 0", "ZeroDivisionError: division by zero (line 2)"),
+    ("", "there is no function n_k"), ("x = '\udcff'", "your code stopped with"),
 ])
 def test_a_file_that_does_not_load(capsys, tmp_path, text, words):
-    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "mine.py").write_text(text, errors="surrogateescape")
     code, out, err = call(capsys, 1, "--answers", tmp_path / "mine.py")
     assert code == 1 and not err and words in out and out.count("\n") == 1
 
