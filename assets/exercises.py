@@ -583,7 +583,11 @@ def show_solution(number):
         raise ValueError("--solution asks before it shows anything, which takes a terminal")
     for question in (f"Show the solution of exercise {number}? Then it is no exercise any more.",
                      "Have you read what the checker says, and the hint in exercises.md?"):
-        if input(f"{question} (yes/no) ").strip().lower() != "yes":
+        try:
+            reply = input(f"{question} (yes/no) ").strip().lower()
+        except EOFError:                                        # Ctrl-D
+            reply = "no"
+        if reply != "yes":
             print("not shown")
             return 0
     from assets import solutions

@@ -366,11 +366,16 @@ def test_refused_in_one_line(capsys, words, monkeypatch):
 
 
 @pytest.mark.parametrize("said, shown", [(["yes", "yes"], True), (["yes", "no"], False),
-                                         (["", "yes"], False)])
+                                         (["", "yes"], False), ([], False)])
 def test_the_solution_is_shown_after_two_questions(capsys, monkeypatch, said, shown):
     replies = iter(said)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr(builtins, "input", lambda question: next(replies))
+
+    def answer(question):
+        for reply in replies:
+            return reply
+        raise EOFError
+    monkeypatch.setattr(builtins, "input", answer)
     code, out, _ = call(capsys, 4, "--solution")
     assert code == 0 and ("def same_predictions(m):" in out) == shown
     assert ("def delta_lcd(g):" in out) == shown
