@@ -256,6 +256,15 @@ def test_def2_is_what_all_texts_share():
         close(1 - (K - 1) / K * delta, spread)
 
 
+def test_def2_leaves_the_rest_for_the_differences():
+    """Avg ||g_k - gbar||^2 = 1 - (K-1)/K Delta_LCD, by loops."""
+    g = units(5, 4)
+    rows = g.tolist()
+    mean = [sum(column) / 5 for column in zip(*rows, strict=True)]
+    left = sum(sum((u - v) ** 2 for u, v in zip(row, mean, strict=True)) for row in rows) / 5
+    close(delta_lcd(g), (1 - left) * 5 / 4)
+
+
 def test_def2_one_set_an_image_is_averaged():
     g = units(3, 5, 4)
     for measure in (delta_lcd, lcd_rms):
