@@ -24,7 +24,7 @@ import clip_model
 import data
 import losses
 import prompts
-from assets import features, files, saved
+from assets import features, files, photos, saved
 
 TASKS = {                       # --task: the paper's targets where --targets names none
     "base-to-novel": [],
@@ -164,12 +164,16 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
 
 
 def load_dataset(folder, settings, data_root):
-    """The dataset of a run.
+    """The dataset of a run; of a folder of one's own as it was split then.
 
+    data_root   where the datasets lie, or that folder; None: where they lay then
     Raises ValueError where its classes changed, or test pictures are ones that the run trained on.
     """
-    dataset = data.load(settings["dataset"], data_root, seed=settings["draw_seed"],
-                        classnames=settings["classnames_file"])
+    if (folder / photos.SPLIT).is_file():
+        dataset = photos.load_kept(folder, settings, data_root)
+    else:
+        dataset = data.load(settings["dataset"], data_root or settings["data_root"],
+                            seed=settings["draw_seed"], classnames=settings["classnames_file"])
     name, trained = settings["dataset"], settings["trained_classes"]
     if dataset.classnames[:len(trained)] != trained:
         raise ValueError(f"{name} has other classes now than those that {folder} was trained on")
@@ -419,7 +423,7 @@ def run(args):
     names = read_classnames(args.classnames) if args.classnames else None
     device, dtype = clip_model.pick_device(args.device), getattr(torch, args.precision)
     learner, settings = load_run(args.run, device, dtype, names)
-    out, data_root = args.out or args.run / "evaluation", args.data_root or settings["data_root"]
+    out = args.out or args.run / "evaluation"
     if args.image:
         for path, answer in zip(args.image, classify(learner, args.image), strict=True):
             words = [f"{name.replace('_', ' ')} {100 * p:.1f} %" for name, p in answer]
@@ -427,7 +431,7 @@ def run(args):
         return None
     kept, facts, args.task = args.run.parent / "features", {}, args.task or "base-to-novel"
     if args.task == "base-to-novel":
-        dataset = load_dataset(args.run, settings, data_root)
+        dataset = load_dataset(args.run, settings, args.data_root)
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
         parts = tested_classes(dataset, settings, args.classes, args.run)
         frozen = features.FrozenFeatures(dataset, kept)
@@ -441,6 +445,7 @@ def run(args):
     else:
         asked = args.targets or TASKS[args.task]
         targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
+        data_root = args.data_root or settings["data_root"]
         results = transfer(learner, settings, targets, data_root, out, kept)
     found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
              "results": results}

@@ -82,7 +82,7 @@ class FrozenFeatures:
         view = data.transform(clip.visual.resolution, train=False)
         stats = [(name, self.dataset.path(name).stat()) for name, _ in self.dataset.test]
         words = [str(view), str(clip.logit_scale.device.type), torch.__version__,
-                 torchvision.__version__, PIL.__version__, str(self.dataset.exif),
+                 torchvision.__version__, PIL.__version__, str(self.dataset.own),
                  clip_model.checksum(clip.visual.state_dict()),
                  *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]

@@ -29,7 +29,8 @@ from assets import files
 TERMS = ("loss", "l_clip", "l_lc", "l_mi")
 HISTORY = ("delta_lcd", "lc_shared", "lc_unequal", "delta_mid", "feature_collapse",
            "prototype_collapse", "classifier_collapse", "accuracy")
-FILES = ("result.json", "run.json", "drawn.csv", "log.csv", "history.csv", "prompts.pt", "state.pt")
+FILES = ("result.json", "run.json", "split.json", "drawn.csv", "log.csv", "history.csv",
+         "prompts.pt", "state.pt")
 LOCK = ".lock"
 PLACES = ("data_root", "device")        # may differ when a run goes on
 READ_STEPS, SAVE_SECONDS = 20, 10.0     # how often terms are read and the state is kept
@@ -176,7 +177,8 @@ def places(args, dataset):
 def default_name(args, dataset_name):
     words = [dataset_name, args.method]
     words += ["npt"] if args.npt else []
-    words += [f"tau{args.tau:g}"] if args.method != "zeroshot" else []
+    tau = "natural" if args.tau is None else f"tau{args.tau:g}"
+    words += [tau] if args.method != "zeroshot" else []
     return "-".join([*words, f"seed{args.seed}", *args.more_name])
 
 
@@ -259,6 +261,13 @@ def write_json(path, content):
 
 
 # What is kept of a run -------------------------------------------------------------------------
+
+def full_path(name, known):
+    """So that a run can be evaluated from another working directory; known: names, not paths."""
+    if name is None or name in known:
+        return name
+    return str(Path(name).expanduser().resolve())
+
 
 def circumstances(learner, dataset):
     """What else decided about the numbers."""
