@@ -24,14 +24,13 @@ import clip_model
 import data
 import losses
 import prompts
-from assets import features, files, photos, saved
+from assets import features, files, measures, photos, saved
 
 TASKS = {                       # --task: the paper's targets where --targets names none
     "base-to-novel": [],
     "cross-dataset": [name for name in data.ALL if name != "imagenet"],
     "domain-generalization": ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"],
 }
-MANY, FEW = 8, 2    # Open point: many-shot has at least 8 training images, few-shot at most 2
 ALONE = {                       # what can't stand beside these two options
     "table": ("image", "features", "task", "classes", "data_root"),
     "image": ("features", "task", "classes", "data_root", "out"),
@@ -135,13 +134,6 @@ def harmonic_mean(base, novel):
     return 2 * base * novel / (base + novel) if base + novel else 0.0
 
 
-def recalls(labels, predictions, K):
-    """Right predictions of each class in per cent, nan without test images; and these images."""
-    n = torch.bincount(labels, minlength=K)
-    right = torch.bincount(labels[labels == predictions], minlength=K)
-    return 100 * right / n, n
-
-
 # A finished run --------------------------------------------------------------------------------
 
 def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
@@ -205,59 +197,22 @@ def table(rows):
 # Tables 1, 2, 4 for one run --------------------------------------------------------------------
 
 def evaluate_classes(learner, dataset, labels, trained, out, frozen):
-    """Accuracy on the test images of some classes, with CSV files in the folder `out`.
+    """Accuracy and measures.judge on the test images of some classes, CSV files in `out`.
 
     labels   the classes, as labels of the dataset
     trained  training images of each of them in the run, for the groups many, medium and few
     frozen   features.FrozenFeatures of the dataset
     """
     names, items = [dataset.classnames[k] for k in labels], data.select(dataset.test, labels)
+    out.mkdir(parents=True, exist_ok=True)              # before any work is done in vain
     result, probabilities = score(learner, dataset, labels, frozen, "test images")
+    plain = None
+    if prompts.trainable(learner):
+        zeroshot = prompts.build("zeroshot", learner.clip, names, ctx_init=dataset.template)
+        plain = score(zeroshot, dataset, labels, frozen, "zero-shot")[1]
+    measures.write(out, names, trained, items, probabilities, plain)
     y = torch.tensor([label for _, label in items])
-    confidence, predicted = probabilities.max(dim=1)
-    recall, n = recalls(y, predicted, len(labels))
-    group = [group_of(count) for count in trained]
-    out.mkdir(parents=True, exist_ok=True)
-    files.write_csv(out / "per_class.csv", [
-        ("class", "training_images", "group", "test_images", "recall"),
-        *((name, count, g, int(m), f"{r:.2f}")
-          for name, count, g, m, r in zip(names, trained, group, n, recall, strict=True))])
-    files.write_csv(out / "predictions.csv", [
-        ("picture", "class", "predicted", "probability"),
-        *((picture, names[k], names[p], f"{q:.4f}")
-          for (picture, k), p, q in zip(items, predicted, confidence, strict=True))])
-    pairs = torch.bincount(y * len(names) + predicted, minlength=len(names) ** 2)
-    files.write_csv(out / "confusion.csv", [
-        ("class \\ predicted", *names),
-        *((name, *row) for name, row in
-          zip(names, pairs.view(len(names), -1).tolist(), strict=True))])
-    return result | {"groups": group_recalls(group, recall, n), "num_classes": len(names),
-                     "test_images": len(items)}
-
-
-def group_of(count):
-    """Many, medium, few or unseen, by a class's training images."""
-    if count >= MANY:
-        return "many"
-    if count > FEW:
-        return "medium"
-    return "few" if count else "unseen"
-
-
-def group_recalls(group, recall, n):
-    """{group: {"classes", "recall"}} over the classes with test images."""
-    groups = {}
-    for name in dict.fromkeys(group):
-        inside = torch.tensor([g == name and m > 0 for g, m in zip(group, n, strict=True)])
-        if inside.any():
-            groups[name] = {"classes": int(inside.sum()), "recall": recall[inside].mean().item()}
-    return groups
-
-
-def show_groups(name, result):
-    words = [f"{g} {v['recall']:.1f} % ({v['classes']} classes)"
-             for g, v in result["groups"].items()]
-    print(f"{name}: mean recall by training images: " + ", ".join(words))
+    return result | measures.judge(names, trained, y, probabilities, plain)
 
 
 def show_collapse(results):
@@ -277,11 +232,10 @@ def base_to_novel(learner, settings, dataset, parts, out, frozen):
     results = {part: evaluate_classes(learner, dataset, labels, [trained[k] for k in labels],
                                       out / part, frozen)
                for part, labels in parts.items()}
-    print(table([("", "classes", "images", "accuracy"), *(
-        (part, r["num_classes"], r["test_images"], r["accuracy"]) for part, r in results.items())]))
+    print(table([measures.HEAD, *(measures.row(part, r) for part, r in results.items())]))
     show_collapse(results)
     for part, result in results.items():
-        show_groups(part, result)
+        measures.show(part, result)
     if results.keys() == {"base", "novel"}:
         both = [results[part]["accuracy"] for part in ("base", "novel")]
         results["harmonic_mean"] = harmonic_mean(*both)
@@ -307,18 +261,16 @@ def transfer(learner, settings, targets, data_root, out, kept=None):
         labels, frozen = list(range(len(dataset.classnames))), features.FrozenFeatures(
             dataset, kept)
         trained = [counts.get(name, 0) for name in dataset.classnames]
-        plain = prompts.build("zeroshot", learner.clip, dataset.classnames,
-                              ctx_init=dataset.template)
-        zeroshot, _ = score(plain, dataset, labels, frozen, "zero-shot")
         results[target] = evaluate_classes(learner, dataset, labels, trained, out / dataset.name,
                                            frozen)
-        results[target] |= {"zeroshot": zeroshot["accuracy"], "split": dataset.split,
-                            "official_split": dataset.official_split}
+        results[target] |= {"split": dataset.split, "official_split": dataset.official_split}
     rows = [("target", "classes", "images", "zero-shot", settings["label"])]
     rows += [(target, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"])
              for target, r in results.items()]
     columns = zip(*((r["zeroshot"], r["accuracy"]) for r in results.values()), strict=True)
     print(table([*rows, ("average", "", "", *(sum(c) / len(results) for c in columns))]))
+    for target, result in results.items():
+        measures.show_gain(target, result["gain"])
     return results
 
 
