@@ -3,7 +3,9 @@
     python evaluate.py RUN                  # a run's folder: base and novel classes, CSV files
     python evaluate.py RUN --task cross-dataset --targets world_shapes world_colours    # Table 2
     python evaluate.py RUN --task domain-generalization --targets world_sketch          # Table 4
-    python evaluate.py RUN --image photo.jpg            # the top classes of a photo
+    python evaluate.py RUN --image photo.jpg folder     # the top classes of photos
+    python evaluate.py RUN --report report.html         # all of a run on one page
+    python evaluate.py RUN --texts texts.npz            # the learned class texts, for use elsewhere
     python evaluate.py RUN --features features.npz      # image and text features, for numpy
 
 Accuracy is top-1 over all test images, in per cent, base images against base classes and novel
@@ -24,17 +26,19 @@ import clip_model
 import data
 import losses
 import prompts
-from assets import features, files, measures, photos, saved
+from assets import features, files, measures, photos, report, saved
 
 TASKS = {                       # --task: the paper's targets where --targets names none
     "base-to-novel": [],
     "cross-dataset": [name for name in data.ALL if name != "imagenet"],
     "domain-generalization": ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"],
 }
-ALONE = {                       # what can't stand beside these two options
-    "table": ("image", "features", "task", "classes", "data_root"),
-    "image": ("features", "task", "classes", "data_root", "out"),
-    "features": ("task", "targets", "out"),
+ALONE = {                       # what can't stand beside these options
+    "table": ("image", "features", "task", "classes", "data_root", "report", "texts"),
+    "image": ("features", "task", "classes", "data_root", "report", "texts"),
+    "features": ("task", "targets", "out", "report", "texts"),
+    "texts": ("task", "targets", "classes", "data_root", "out", "report"),
+    "report": ("task", "targets"),
 }
 OF_TEXTS = ("delta_lcd", "lcd_rms", "lc_shared", "lc_unequal")      # measured on texts alone
 
@@ -114,19 +118,11 @@ def measure(learner, z, y, batch_size=100):
         mid = losses.delta_mid(z_b, g, y_b)
         sums.append(len(z_b) * torch.cat([of_texts, mid[None]]))
     means = (torch.stack(sums).double().sum(dim=0) / len(z)).tolist()
-    probabilities = finite(torch.cat(probabilities).cpu())
+    probabilities = measures.finite(torch.cat(probabilities).cpu())
     right = (probabilities.argmax(dim=1) == y.cpu()).double().mean().item()
     numbers = dict(zip((*OF_TEXTS, "delta_mid"), means, strict=True)) | {"accuracy": 100 * right}
     collapses = losses.collapses(z, mean_g if learner.per_image else g, y)          # Sec. 3.2
     return numbers | collapses, probabilities
-
-
-def finite(probabilities):
-    """The same. ValueError where some are not finite: CLIP's numbers left the range of float16."""
-    if not probabilities.isfinite().all():
-        raise ValueError("the features are not finite: try --precision bfloat16 or float32, or "
-                         "other weights")
-    return probabilities
 
 
 def harmonic_mean(base, novel):
@@ -274,20 +270,6 @@ def transfer(learner, settings, targets, data_root, out, kept=None):
     return results
 
 
-@torch.no_grad()
-def classify(learner, paths, top=5):
-    """Photos -> for each the most probable classes, [(class name, probability)]."""
-    view = data.transform(learner.clip.visual.resolution, train=False)
-    answers = []
-    for path in paths:
-        pixels = view(data.open_picture(path, exif=True))
-        logits = learner(pixels[None].to(learner.clip.logit_scale.device))[0][0]
-        p, k = finite(logits.softmax(dim=-1)).topk(min(top, len(logits)))
-        answers.append([(learner.classnames[i], q)
-                        for i, q in zip(k.tolist(), p.tolist(), strict=True)])
-    return answers
-
-
 # The command line ------------------------------------------------------------------------------
 
 def add_machine_arguments(add, data_root="data"):
@@ -312,13 +294,17 @@ def parse(argv=None):
         help="these only (base and novel, or all where the run was trained on all)")
     add("--task", choices=TASKS, help="Table 1, Table 2 or Table 4 (base-to-novel)")
     add("--targets", nargs="+", metavar="DATASET", help="for the last two (the paper's)")
-    add("--image", nargs="+", metavar="FILE", help="classify these pictures instead")
+    add("--image", nargs="+", metavar="FILE", help="classify these pictures, and all in folders, "
+                                                   "instead")
     add("--classnames", metavar="FILE",
-        help="with --image: class names, one a line, also ones never trained (the run's)")
+        help="with --image or --texts: class names, one a line, also never trained (the run's)")
     add("--features", type=Path, metavar="FILE.npz",
         help="write image and text features, labels and names to a file for numpy instead")
+    add("--texts", type=Path, metavar="FILE.npz",
+        help="write the classes' text features, for use with any CLIP of this backbone, instead")
+    add("--report", type=Path, metavar="FILE.html", help="also make one page of it, to be sent")
     add("--out", type=Path, help="folder for the CSV files (evaluation/ in the run's folder); with "
-                                 "--table a file (printed)")
+                                 "--table or --image a file (printed)")
     add_machine_arguments(add, data_root=None)
     return p.parse_args(argv)
 
@@ -327,10 +313,15 @@ def check(args):
     """Refuse options that do not go together."""
     if len(args.run) > 1 and not args.table:
         raise ValueError("several runs go with --table; evaluate them one by one otherwise")
-    if args.classnames and not args.image:
-        raise ValueError("--classnames goes with --image; a dataset has its own class names")
-    if args.features and args.features.suffix != ".npz":
-        raise ValueError(f"--features {args.features}: expected a name that ends in .npz")
+    if args.classnames and not (args.image or args.texts):
+        raise ValueError("--classnames goes with --image or --texts; a dataset has its own class "
+                         "names")
+    for name, ending in (("features", ".npz"), ("texts", ".npz"), ("report", ".html")):
+        path = getattr(args, name)
+        if path and path.suffix != ending:
+            raise ValueError(f"--{name} {path}: expected a name that ends in {ending}")
+    if args.image and args.out and args.out.suffix != ".csv":
+        raise ValueError(f"--out {args.out}: with --image expected a name that ends in .csv")
     if args.format and not args.table:
         raise ValueError("--format goes with --table")
     transfers = args.task in TASKS and args.task != "base-to-novel"
@@ -377,10 +368,9 @@ def run(args):
     learner, settings = load_run(args.run, device, dtype, names)
     out = args.out or args.run / "evaluation"
     if args.image:
-        for path, answer in zip(args.image, classify(learner, args.image), strict=True):
-            words = [f"{name.replace('_', ' ')} {100 * p:.1f} %" for name, p in answer]
-            print(f"{path}: {', '.join(words)}")
-        return None
+        return photos.predict(learner, args.image, args.out)
+    if args.texts:
+        return features.export_texts(args.texts, learner, settings)
     kept, facts, args.task = args.run.parent / "features", {}, args.task or "base-to-novel"
     if args.task == "base-to-novel":
         dataset = load_dataset(args.run, settings, args.data_root)
@@ -403,6 +393,8 @@ def run(args):
              "results": results}
     files.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
     print(f"per-class recall, predictions and confusion: {out}")
+    if args.report:
+        report.write(args.report, args.run, settings, results, out, dataset)
     return None
 
 

@@ -71,6 +71,14 @@ def calibration_error(confidence, right):
     return 100 * gaps.abs().sum().item() / len(right)
 
 
+def finite(probabilities):
+    """The same. ValueError where some are not finite: CLIP's numbers left the range of float16."""
+    if not probabilities.isfinite().all():
+        raise ValueError("the features are not finite: try --precision bfloat16 or float32, or "
+                         "other weights")
+    return probabilities
+
+
 def recalls(y, predicted, K):
     """Right predictions of each class in per cent, nan without test images; and these images."""
     n = torch.bincount(y, minlength=K)

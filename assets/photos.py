@@ -7,12 +7,15 @@ A folder's own counts are kept unless --tau or --shots asks for others. assets/p
 whole way.
 """
 import functools
+import os
 from collections import defaultdict
 from pathlib import Path
 
+import torch
+
 import clip_model
 import data
-from assets import datasets, files, splits
+from assets import datasets, files, measures, splits
 
 SPLIT = "split.json"                    # beside a run, in CoOp's form
 
@@ -170,4 +173,65 @@ def load_kept(run, settings, moved=None):
         raise FileNotFoundError(f"{folder}: no such folder, from where {run} had its photos; if "
                                 "it has moved, add --data-root FOLDER")
     name = Path(settings["dataset"]).name
-    return dataset_of(name, classnames, parts, f"the one kept in {run / SPLIT}", folder)
+    return dataset_of(name, classnames, parts, f"as kept in the run's {SPLIT}", folder)
+
+
+# New photos --------------------------------------------------------------------------------------
+
+def predict(learner, paths, out=None):
+    """Print the most probable classes of photos and of all photos in folders; out: a CSV file.
+
+    A damaged photo that was named is refused, one that was found in a folder is passed over.
+    """
+    g = None if learner.per_image else text_features(learner)       # once for all photos
+    rows = []
+    for path in paths:
+        for photo in pictures_in(Path(path)):
+            try:
+                answer = classify(learner, photo, g)
+            except ValueError as problem:
+                if not Path(path).is_dir():
+                    raise
+                print(f"warning: {problem}; passed over")
+                continue
+            shown = [f"{name.replace('_', ' ')} {100 * p:.1f} %" for name, p in answer]
+            print(f"{photo}: {', '.join(shown)}")
+            rows.append((photo, *(word for name, p in answer for word in (name, f"{p:.4f}"))))
+    if not rows:
+        raise ValueError("none of the pictures could be read")
+    if out:
+        columns = range(1, 1 + max((len(row) - 1) // 2 for row in rows))
+        head = ("picture", *(f"{word}_{k}" for k in columns for word in ("class", "probability")))
+        files.write_csv(out, [head, *rows])
+        print(f"{len(rows)} photos: {out}")
+
+
+@torch.no_grad()
+def text_features(learner):
+    return learner.text_features()
+
+
+@torch.no_grad()
+def classify(learner, path, g=None, top=5):
+    """A photo -> its most probable classes, [(class name, probability)]; g: the class texts."""
+    view = data.transform(learner.clip.visual.resolution, train=False)
+    pixels = view(data.open_picture(path, exif=True))
+    logits = learner(pixels[None].to(learner.clip.logit_scale.device), g)[0][0]
+    p, k = measures.finite(logits.softmax(dim=-1)).topk(min(top, len(logits)))
+    return [(learner.classnames[i], q) for i, q in zip(k.tolist(), p.tolist(), strict=True)]
+
+
+def pictures_in(path):
+    """The file itself, or all pictures in a folder and the folders below, in order of names."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names
+                   if not name.startswith("."))
+    heic = [photo for photo in found if photo.suffix.lower() in datasets.HEIC]
+    if heic:
+        print(f"warning: {len(heic)} HEIC files passed over, first {heic[0]}: convert to JPEG")
+    photos = [photo for photo in found if photo.suffix.lower() in datasets.ENDINGS]
+    if not photos:
+        raise ValueError(f"{path}: expected pictures in it ({' '.join(datasets.ENDINGS)}), found "
+                         "none")
+    return photos

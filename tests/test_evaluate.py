@@ -84,7 +84,7 @@ def test_own_folder_trained_on_all_is_evaluated_on_all(own, finished):
     found = results("run")
     assert found["results"].keys() == {"all"}
     assert found["results"]["all"]["accuracy"] == pytest.approx(result["all"], abs=1e-4)
-    assert found["split"] == "the one kept in run/split.json" and found["official_split"] is False
+    assert found["split"] == "as kept in the run's split.json" and found["official_split"] is False
     assert found["split"] in printed
     after = files(own / "run")
     assert {n: s for n, s in after.items() if not n.startswith("evaluation/")} == before
@@ -365,7 +365,10 @@ def test_a_run_that_is_a_file_and_a_process(own):
     (["--task", "cross-dataset", "--targets", "world_blur", "wrold"], "unknown dataset 'wrold'"),
     (["--task", "cross-dataset", "--targets", "no/such"], "no/such: no such folder"),
     (["--image", "none.png"], "none.png: picture not found"),
-    (["--image", "run"], "run: not a readable picture"),
+    (["--image", "run"], "run: expected pictures in it (.jpg "),
+    (["--image", "a.png", "--out", "there"], "--image expected a name that ends in .csv"),
+    (["--report", "page.txt"], "expected a name that ends in .html"),
+    (["--report", "page.html", "--texts", "t.npz"], "--report is no option of --texts"),
     (["--image", "run/result.json"], "run/result.json: not a readable picture"),
     (["--out", "a file"], "a file"),
 ])
