@@ -12,7 +12,7 @@ import evaluate
 import train
 
 ROOT = Path(train.__file__).parent
-PAGES = ["README.md", "assets/datasets.md", "assets/reproducing.md"]
+PAGES = ["README.md", "assets/datasets.md", "assets/photos.md", "assets/reproducing.md"]
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README = TEXT["README.md"]
 MODULES = ["clip_model.py", "prompts.py", "losses.py", "data.py", "train.py", "evaluate.py"]
@@ -185,7 +185,7 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)]+)\)", TEXT[page])
-    assert links or page == "assets/datasets.md"
+    assert links or page in ("assets/datasets.md", "assets/photos.md")
     for link in links:
         assert ((ROOT / page).parent / link).is_file(), link
 
