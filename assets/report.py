@@ -11,7 +11,9 @@ import html
 import io
 import json
 import math
+from pathlib import Path
 
+import clip_model
 from assets import files, measures
 
 SMALL = 160                 # pixels of the longer side of an embedded picture
@@ -23,8 +25,9 @@ STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;
 background:#fff;overflow-wrap:anywhere}
 h1{font-size:1.5rem;line-height:1.2}h2{font-size:1.2rem;margin-top:2rem;border-top:2px solid #222}
-h3{font-size:1rem;margin:1rem 0 .2rem}small,figcaption{color:#555;font-size:.85rem}
-table{border-collapse:collapse;width:100%}
+h3,h4{font-size:1rem;margin:1rem 0 .2rem}h4{margin:0 0 .2rem;font-weight:normal}
+small,figcaption{color:#555;font-size:.85rem}
+table{border-collapse:collapse;width:100%;table-layout:fixed}th{width:8rem}
 td,th{padding:.2rem .6rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #ddd}
 .classes{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));
 gap:.8rem 2rem}
@@ -76,10 +79,11 @@ def table(rows):
 # From the top of the page ----------------------------------------------------------------------
 
 def about(settings, results, dataset):
-    n = settings["class_counts"]
-    tau = settings.get("tau")
+    n, tau, backbone = settings["class_counts"], settings.get("tau"), settings["backbone"]
+    if backbone not in clip_model.MODELS:               # a weights file: no path of the machine
+        backbone = Path(backbone).name
     kept = "the folder's own counts" if tau is None else f"tau = {tau:g}"
-    rows = [("CLIP", f"{settings['backbone']}, frozen"),
+    rows = [("CLIP", f"{backbone}, frozen"),
             ("trained on", f"{sum(n)} images of {len(n)} classes, {max(n)} to {min(n)} a class "
                            f"({kept})"),
             ("tested on", f"{sum(f['test_images'] for f in results.values() if type(f) is dict)} "
@@ -105,7 +109,8 @@ def summary(facts):
 
 
 def classes(per_class):
-    """Recall of each class as bars, tuned above zero-shot."""
+    """Recall of each class as bars, tuned above zero-shot; the most trained class first."""
+    per_class = sorted(per_class, key=lambda row: -int(row["training_images"]))
     key = ('<p class="key">Recognised test images of each class, per cent:<i class="now"></i>tuned'
            '<i class="before"></i>zero-shot</p>')
     return f'{key}<div class="classes">{"".join(map(one_class, per_class))}</div>'
@@ -134,8 +139,8 @@ def groups(facts):
     """Recall and calibration of many-, medium- and few-shot classes."""
     errors, rows = facts["calibration_error"], []
     for name, group in facts["groups"].items():
-        rows.append((f"{name} ({group['classes']} classes)",
-                     f"recall {group['recall']:.1f} %, calibration error {errors[name]:.1f} %"))
+        rows.append((name, f"{group['classes']} classes, recall {group['recall']:.1f} %, "
+                           f"calibration error {errors[name]:.1f} %"))
     rows.append(("all", f"calibration error {errors['all']:.1f} %"))
     note = (f"Many: at least {measures.MANY} training images; few: at most {measures.FEW}. "
             f"Calibration error: how far the stated probability lies from the share of right "
@@ -151,9 +156,10 @@ def worst(facts, predictions, dataset):
     for name, other, images in facts["confusions"]:
         shown = [row for row in predictions if (row["class"], row["predicted"]) == (name, other)]
         figures = "".join(figure(row, dataset) for row in shown[:PICTURES])
-        heading = escape(f"{name} taken for {other}, {images} times".replace("_", " "))
-        blocks.append(f'<h4>{heading}</h4><div class="pictures">{figures}</div>')
-    return f"<h3>Most confused</h3>{''.join(blocks)}" if blocks else ""
+        heading = escape(f"{name} taken for {other} ({images})".replace("_", " "))
+        blocks.append(f'<div><h4>{heading}</h4><div class="pictures">{figures}</div></div>')
+    inside = f'<div class="classes">{"".join(blocks)}</div>'
+    return f"<h3>Most confused</h3>{inside}" if blocks else ""
 
 
 def figure(row, dataset):

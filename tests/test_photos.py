@@ -234,7 +234,7 @@ class Page(HTMLParser):
         self.said.append(text)
 
 
-def test_report_is_one_page_that_needs_nothing(trained, at):
+def test_report_is_one_page_that_needs_nothing(trained, at, archive):
     printed = evaluated(trained / "run", "--out", "found", "--report", "report.html")
     assert "report: report.html" in printed
     text = Path("report.html").read_text(encoding="utf-8")
@@ -244,7 +244,7 @@ def test_report_is_one_page_that_needs_nothing(trained, at):
     assert "<b>x" not in text and "&lt;b&gt;x&lt;/b&gt;" in text
     assert not re.search(r"https?:|<script|url\(|@import", text)
     assert "<b>x</b>" in said and "cow boy" in said and '"&\'' in said     # as text, not as tags
-    assert str(trained) not in text                                     # no path of the machine
+    assert str(trained) not in text and str(archive) not in text        # no path of the machine
     facts = json.loads(Path("found/base-to-novel.json").read_text())["results"]["all"]
     low, high = facts["accuracy_interval"]
     assert f"{facts['accuracy']:.1f} % (95 % interval {low:.1f} to {high:.1f}, 12 test" in said
