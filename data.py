@@ -558,8 +558,8 @@ def report(facts, dataset):
     print(f"images    {sizes}")
     for note in facts["notes"]:
         print(f"note      {note}")
-    shots = "no limit of" if facts["shots"] is None else facts["shots"]
-    print(f"drawn     {sum(counts)} training images: {shots} shots, seed {facts['seed']}, "
+    shots = "all there are" if facts["shots"] is None else f"{facts['shots']} shots"
+    print(f"drawn     {sum(counts)} training images: {shots}, seed {facts['seed']}, "
           f"{tau_words(facts['tau'])}, n_k from {max(counts)} to {min(counts)}")
     print(f"          first {', '.join(facts['first'])}")
     print(f"draw      sha256 {facts['draw_sha256']}\n")

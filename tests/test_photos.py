@@ -69,7 +69,7 @@ def test_a_run_says_what_trains_tests_and_stays_unused(folder, archive):
         printed)
     assert json.loads(Path("cut/result.json").read_text())["tau"] == 0.25
     out = done(folder, main=data.main)
-    assert "drawn     33 training images: no limit of shots, seed 1, the folder's own counts" in out
+    assert "drawn     33 training images: all there are, seed 1, the folder's own counts" in out
 
 
 def test_a_folders_own_val_is_unused_and_said(at, archive):
