@@ -2,9 +2,9 @@
 
 A run works in its folder from the start. run.json says what it is, state.pt how far it is, and
 result.json is written last, so a folder with it is finished. Of one's own photos, split.json keeps
-which train and which test. A killed run goes on from state.pt bit
-for bit. While a process works in a folder it holds its lock, which the system frees with the
-process; so several processes can share a grid.
+which train and which test. A killed run goes on from state.pt bit for bit. While a process works in
+a folder it holds its lock, which the system frees with the process; so several processes can share
+a grid.
 """
 import contextlib
 import io
