@@ -93,7 +93,7 @@ def halves(num_classes):
     return list(range(middle)), list(range(middle, num_classes))
 
 
-def class_counts(num_classes, max_count=16, tau=1.0, shuffle_seed=None):
+def class_counts(num_classes, max_count=16, tau=1.0, shuffle_seed=None, total=None):
     """n_k = max(1, int(max_count * tau^(k / (K-1)))), k = 0..K-1: 16 7 3 1 1 for K = 5, tau = 0.05.
 
     Open point: Sec. 5 gives only tau = min n_k / max n_k. Between them we go down geometrically and
@@ -101,6 +101,7 @@ def class_counts(num_classes, max_count=16, tau=1.0, shuffle_seed=None):
     round instead would read 16 8 4 2 1. With 16 shots, 0.05 and 0.01 ask for 0.8 and 0.16 images:
     both end at 1, and tau sets how fast. Nor does it say which classes are rare. Here the counts
     fall in label order; shuffle_seed deals them out at random. ValueError for tau outside (0, 1].
+    total   not in the paper: so many images dealt evenly, the same number or one less a class
     """
     if num_classes < 1 or max_count < 1:
         raise ValueError("class_counts: expected at least 1 class and 1 image, "
@@ -109,17 +110,28 @@ def class_counts(num_classes, max_count=16, tau=1.0, shuffle_seed=None):
         raise ValueError(f"tau = min n_k / max n_k must be above 0 and at most 1, got {tau}")
     last = max(num_classes - 1, 1)
     n = [max(1, int(max_count * tau ** (k / last))) for k in range(num_classes)]
+    if total is not None:
+        n = even_counts(num_classes, max_count, total)
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(n)
     return n
 
 
-def settled(name, shots, tau):
+def even_counts(num_classes, max_count, total):
+    """total images dealt evenly, the first classes get those left over; ValueError if it can't."""
+    if not num_classes <= total <= num_classes * max_count:
+        raise ValueError(f"--images: {num_classes} classes of 1 to {max_count} images have "
+                         f"{num_classes} to {num_classes * max_count}, got {total}")
+    each, over = divmod(total, num_classes)
+    return [each + (k < over) for k in range(num_classes)]
+
+
+def settled(name, shots, tau, total=None):
     """(shots, tau) as they are asked for, None where they are not -> as they are taken: 16 and 1.
 
-    For a folder of one's own without either: (None, None), all its training pictures.
+    For a folder of one's own without either, or a total: (None, None), all its training pictures.
     """
-    if name not in NAMES and shots is None and tau is None:
+    if name not in NAMES and (shots, tau, total) == (None, None, None):
         return None, None
     return 16 if shots is None else shots, 1.0 if tau is None else tau
 
@@ -128,7 +140,7 @@ def tau_words(tau, sign="tau"):
     return "the folder's own counts" if tau is None else f"{sign} = {tau:g}"
 
 
-def asked_counts(dataset, labels, shots, tau, shuffle_seed=None):
+def asked_counts(dataset, labels, shots, tau, shuffle_seed=None, total=None):
     """n_k that is asked for of each of the labels: class_counts in label order; 0 without a tau.
 
     A folder of one's own is long-tailed already: there the class with most training pictures is
@@ -136,7 +148,7 @@ def asked_counts(dataset, labels, shots, tau, shuffle_seed=None):
     """
     if tau is None:
         return [0] * len(labels)
-    n = class_counts(len(labels), shots, tau, shuffle_seed)
+    n = class_counts(len(labels), shots, tau, shuffle_seed, total)
     if not dataset.own or shuffle_seed is not None:
         return n
     have = Counter(labels_of(dataset.train))
@@ -183,7 +195,7 @@ def test_subset(items, n, seed):
     return [item for i, item in enumerate(items) if i in kept]
 
 
-def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None):
+def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None, total=None):
     """The images to train on, labels counted within `labels`: a few-shot draw made long-tailed.
 
     The draw goes over all classes, before any is left out: base shots are then the same for every
@@ -194,7 +206,7 @@ def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None):
         return select(dataset.train, labels)
     drawn = few_shot(labels_of(dataset.train), shots, seed)
     items = select([dataset.train[position] for position in drawn], labels)
-    n = asked_counts(dataset, labels, shots, tau, shuffle_seed)
+    n = asked_counts(dataset, labels, shots, tau, shuffle_seed, total)
     groups = by_label(labels_of(items))
     return [items[i] for k, group in groups.items() for i in group[:n[k]]]
 

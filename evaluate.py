@@ -20,6 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until files.exit_code takes it over
 
+import numpy  # torchvision depends on it
 import torch
 
 import clip_model
@@ -119,8 +120,10 @@ def measure(learner, z, y, batch_size=100):
         sums.append(len(z_b) * torch.cat([of_texts, mid[None]]))
     means = (torch.stack(sums).double().sum(dim=0) / len(z)).tolist()
     probabilities = measures.finite(torch.cat(probabilities).cpu())
-    right = (probabilities.argmax(dim=1) == y.cpu()).double().mean().item()
-    numbers = dict(zip((*OF_TEXTS, "delta_mid"), means, strict=True)) | {"accuracy": 100 * right}
+    right = probabilities.argmax(dim=1) == y.cpu()
+    numbers = dict(zip((*OF_TEXTS, "delta_mid"), means, strict=True))
+    numbers["accuracy"] = 100 * right.double().mean().item()
+    numbers["right"] = numpy.packbits(right).tobytes().hex()        # a bit an image, for pairing
     collapses = losses.collapses(z, mean_g if learner.per_image else g, y)          # Sec. 3.2
     return numbers | collapses, probabilities
 

@@ -240,17 +240,35 @@ def lc_floor(K, d, E_W=1.0, reduction="mean"):
     return total / (K * (K - 1)) if reduction == "mean" else total
 
 
-def mi_loss(z, g, y, E_W=1.0, E_H=1.0, reduction="mean"):
+def mi_loss(z, g, y, E_W=1.0, E_H=1.0, reduction="mean", weights=None):
     """Multi-modality isomorphism regularizer, Eq. (6): each image feature onto its class's text.
 
         L_MI = sum_k sum_i (<z_{k,i}, g_k> - sqrt(E_W E_H))^2
 
     Paper vs. code: the sum runs over the training set, of which a step sees one batch. "mean"
     divides by its N, as L_CLIP does: one w_2 for every batch size. "sum" is as printed, over it.
+    Either way a class weighs as many images as it has, though Sec. 4.3 calls the term uninfluenced
+    by imbalance. weights (K,), one for the images of each class: balancing_weights make it so.
     """
     _check_reduction("mi_loss", reduction)
     squares = _own_errors("mi_loss", z, g, y, E_W, E_H).square()                    # Eq. (6)
+    if weights is not None:
+        squares = weights[y] * squares
     return squares.mean() if reduction == "mean" else squares.sum()
+
+
+def balancing_weights(n):
+    """N / (K n_k) for class counts n (K,): a mean over images so weighted is one over classes."""
+    return n.sum() / (len(n) * n)
+
+
+def log_prior(n):
+    """log(n_k / N), (K,), of class counts n (K,): Menon et al. (2021), logit adjustment.
+
+    Added to the logits in training and left out in testing, it makes cross-entropy on a long-tailed
+    training set aim at the mean over classes. Not in the paper; the first thing to try beside it.
+    """
+    return (n / n.sum()).log()
 
 
 def clip_loss(logits, y):
@@ -264,9 +282,11 @@ def clip_loss(logits, y):
     return F.cross_entropy(logits, y)
 
 
-def npt_loss(logits, z, g, y, *, w1=0.3, w2=0.8, E_W=1.0, E_H=1.0, reduction="mean"):
+def npt_loss(logits, z, g, y, *, w1=0.3, w2=0.8, E_W=1.0, E_H=1.0, reduction="mean",
+             mi_weights=None):
     """L = L_CLIP + w1 L_LC + w2 L_MI, Eq. (7), from unit features; w = 0 switches a term off.
 
+    mi_weights (K,) weigh the images of each class in L_MI; None: all alike, as printed
     -> loss and, for the log, {"l_clip", "l_lc", "l_mi"}: unweighted, detached, 0 where switched off
 
     Open point: the paper asks for ||g_k||^2 <= E_W and ||z||^2 <= E_H and not how. CLIP's features
@@ -285,6 +305,23 @@ def npt_loss(logits, z, g, y, *, w1=0.3, w2=0.8, E_W=1.0, E_H=1.0, reduction="me
     l_clip = clip_loss(logits, y)
     off = torch.zeros_like(l_clip)
     l_lc = lc_loss(g, E_W, reduction) if w1 else off
-    l_mi = mi_loss(z, g, y, E_W, E_H, reduction) if w2 else off
+    l_mi = mi_loss(z, g, y, E_W, E_H, reduction, mi_weights) if w2 else off
     loss = l_clip + w1 * l_lc + w2 * l_mi                                           # Eq. (7)
     return loss, {"l_clip": l_clip.detach(), "l_lc": l_lc.detach(), "l_mi": l_mi.detach()}
+
+
+# Sec. 4.3: what pulls a class's text, and what pushes it ------------------------------------------
+
+def cohesion_repulsion(p, y):
+    """Weights of the two terms of dL_CLIP/dG_l(t_k), probabilities p (N, K) -> two of (K,).
+
+        cohesion_k  = sum over the class's own images of (1 - p_k)
+        repulsion_k = sum over all other images of p_k
+        cohesion_k - repulsion_k = n_k - sum over all images of p_k
+
+    Remark 2 argues with the counts n_k and N - n_k. What decides is the last line: whether a class
+    is predicted more or less often than it occurs.
+    """
+    _check("cohesion_repulsion", p, y)
+    own = F.one_hot(y, p.shape[1]).to(p.dtype)                                      # (N, K)
+    return (own * (1 - p)).sum(dim=0), ((1 - own) * p).sum(dim=0)

@@ -117,7 +117,7 @@ def training_set(dataset, args):
         return trained, [], [0] * len(trained)
     shuffle_seed = args.draw_seed if args.shuffle_classes else None
     items = data.training_items(dataset, trained, args.shots, args.tau, args.draw_seed,
-                                shuffle_seed)
+                                shuffle_seed, args.images)
     labels = torch.tensor([label for _, label in items])
     return trained, items, torch.bincount(labels, minlength=len(trained)).tolist()
 
@@ -162,14 +162,16 @@ def train(learner, dataset, items, args, folder):
                    watch=lambda: watched(learner, dataset, items))
     batches = data.training_batches(dataset, items, clip.visual.resolution, device,
                                     args.batch_size, args.epochs, args.seed, start=log.step)
+    prior, mi_weights = by_class_counts(items, args, device)
     learner.train()
     with log.bar:
         for images, y in batches:
             images, y = images.to(device, non_blocking=True), y.to(device, non_blocking=True)
             optimizer.param_groups[0]["lr"] = rates[log.epoch]
             logits, z, g = learner(images)                                      # Eq. (1)
-            loss, terms = losses.npt_loss(logits, z, g, y, w1=args.w1, w2=args.w2, E_W=args.ew,
-                                          E_H=args.eh, reduction=args.reduction)        # Eq. (7)
+            loss, terms = losses.npt_loss(
+                logits + prior, z, g, y, w1=args.w1, w2=args.w2, E_W=args.ew, E_H=args.eh,
+                reduction=args.reduction, mi_weights=mi_weights)                        # Eq. (7)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -179,12 +181,21 @@ def train(learner, dataset, items, args, folder):
     return log.last_epoch_mean("l_clip")
 
 
+def by_class_counts(items, args, device):
+    """What --logit-adjust adds to the logits, and --balanced-mi's weights; 0 and None without."""
+    n = torch.bincount(torch.tensor([label for _, label in items])).to(device)
+    prior = losses.log_prior(n) if args.logit_adjust else 0
+    return prior, losses.balancing_weights(n) if args.balanced_mi else None
+
+
 def watched(learner, dataset, items):
-    """runs.HISTORY of the training images, uncropped, as they stand now."""
+    """runs.HISTORY of the training images, uncropped, as they stand now, and Remark 2's weights."""
     clip = learner.clip
     batches = data.batches(dataset, items, clip.visual.resolution, clip.logit_scale.device)
-    numbers, _ = evaluate.measure(learner, *features.image_features(learner, batches))
-    return [numbers[name] for name in runs.HISTORY]
+    z, y = features.image_features(learner, batches)
+    numbers, p = evaluate.measure(learner, z, y)
+    cohesion, repulsion = losses.cohesion_repulsion(p, y.cpu())
+    return [*(numbers[name] for name in runs.HISTORY), *cohesion.tolist(), *repulsion.tolist()]
 
 
 # What is said of a run -------------------------------------------------------------------------
@@ -227,7 +238,7 @@ def warn_short_classes(dataset, settings):
     shuffle_seed = settings["draw_seed"] if settings["shuffle_classes"] else None
     names, n = settings["trained_classes"], settings["class_counts"]
     asked = data.asked_counts(dataset, range(len(n)), settings["shots"], settings["tau"],
-                              shuffle_seed)
+                              shuffle_seed, settings["images"])
     short = [name for name, have, want in zip(names, n, asked, strict=True) if have < want]
     if short:
         print(f"warning: {len(short)} classes have fewer images than asked for and give all they "
@@ -283,7 +294,7 @@ def describe(args, names, n):
             "dataset": runs.full_path(args.dataset, data.NAMES),
             "data_root": runs.full_path(args.data_root, ()),
             "classnames_file": runs.full_path(args.classnames_file, ()),
-            "label": args.method + (" + NPT" if args.npt else ""),
+            "label": args.method + " + NPT" * args.npt + " + LA" * args.logit_adjust,
             "trained_classes": names, "class_counts": n}
 
 
@@ -353,6 +364,10 @@ def parser():
     add("--eh", type=number(1e-6), default=1.0, help="E_H, squared length of images (%(default)s)")
     add("--reduction", choices=["mean", "sum"], default="mean",
         help="of Eqs. (5), (6): mean over pairs and images, or the printed sum (%(default)s)")
+    add("--balanced-mi", action="store_true",
+        help="L_MI as a mean over classes, not over images: then no imbalance enters it")
+    add("--logit-adjust", action="store_true",
+        help="L_CLIP on logits plus log(n_k / N): Menon et al. (2021), not in the paper")
 
     add = p.add_argument_group("training set, Sec. 5").add_argument
     add("--dataset", nargs="+", default=["world"],
@@ -361,6 +376,8 @@ def parser():
         help="min n_k / max n_k; 1 is balanced, smaller is longer-tailed (1; a folder of one's own "
              "without --shots keeps its own counts)")
     add("--shots", type=whole(1), help="images of the largest class (16; so a folder with --tau)")
+    add("--images", type=whole(1), metavar="N",
+        help="N in all, dealt evenly to the classes: a balanced control for a smaller --tau")
     add("--classes", choices=["base", "all"], help="train on the base half or on all classes "
                                                    "(base; a folder of one's own: all)")
     add("--shuffle-classes", action="store_true", help="deal the n_k by seed, not in label order")
@@ -410,6 +427,10 @@ def parse(argv=None):
         raise ValueError("--w1 and --w2 weigh the terms of NPT: add --npt")
     if True not in args.npt and (args.ew, args.eh, args.reduction) != (1.0, 1.0, "mean"):
         raise ValueError("--ew, --eh and --reduction belong to the terms of NPT: add --npt")
+    if True not in args.npt and args.balanced_mi:
+        raise ValueError("--balanced-mi belongs to a term of NPT: add --npt")
+    if args.images and args.tau not in ([None], [1.0]):
+        raise ValueError("--images makes a balanced set, without --tau: leave one of them out")
     several_values = [axis for axis in AXES if len(getattr(args, axis)) > 1]
     plan = {}
     for values in itertools.product(*(getattr(args, axis) for axis in AXES)):
@@ -417,7 +438,7 @@ def parse(argv=None):
         if several_values:
             forget_what_does_not_matter(one, args)
         check(one)
-        one.shots, one.tau = data.settled(one.dataset, one.shots, one.tau)
+        one.shots, one.tau = data.settled(one.dataset, one.shots, one.tau, one.images)
         one.draw_seed = one.seed if one.draw_seed is None else one.draw_seed
         one.more_name = [f"{axis}{getattr(one, axis):g}" for axis in ("w1", "w2", "lr")
                          if axis in several_values and getattr(one, axis) is not None]
@@ -429,11 +450,11 @@ def parse(argv=None):
 def forget_what_does_not_matter(one, args):
     """In a grid: w_1, w_2 without NPT, and what zero-shot CLIP has not."""
     if one.method == "zeroshot":
-        one.class_specific = False
+        one.class_specific = one.logit_adjust = False
         one.npt, one.tau, one.lr = False, None, None
         one.epochs = one.batch_size = one.n_ctx = one.ctx_init = one.prompt_depth = None
     if not one.npt:
-        one.w1 = one.w2 = None
+        one.w1, one.w2, one.balanced_mi = None, None, False
 
 
 def main(argv=None):

@@ -122,7 +122,9 @@ class Log:
         files.write_csv(self.folder / "log.csv", [("epoch", "step", "lr", *TERMS), *(
             (epoch, step, *(f"{value:.6g}" for value in row)) for epoch, step, *row in rows)])
         if self.history:
-            files.write_csv(self.folder / "history.csv", [("epoch", "step", *HISTORY), *(
+            K = (len(self.history[0]) - 1 - len(HISTORY)) // 2
+            remark_2 = [f"{word}_{k}" for word in ("cohesion", "repulsion") for k in range(K)]
+            files.write_csv(self.folder / "history.csv", [("epoch", "step", *HISTORY, *remark_2), *(
                 (int(step - 1) // self.steps_an_epoch, int(step), *(f"{v:.6g}" for v in row))
                 for step, *row in self.history)])
 
@@ -177,7 +179,7 @@ def places(args, dataset):
 
 def default_name(args, dataset_name):
     words = [dataset_name, args.method]
-    words += ["npt"] if args.npt else []
+    words += ["npt"] * args.npt + ["la"] * args.logit_adjust
     tau = "natural" if args.tau is None else f"tau{args.tau:g}"
     words += [tau] if args.method != "zeroshot" else []
     return "-".join([*words, f"seed{args.seed}", *args.more_name])
@@ -283,8 +285,8 @@ def circumstances(learner, dataset):
 def result_of(settings, dataset, learned, tuned, zeroshot):
     """The contents of result.json: what was run, and its numbers."""
     told = ("method", "npt", "tau", "seed", "draw_seed", "backbone", "precision", "classes",
-            "shots", "epochs", "batch_size", "lr", "w1", "w2", "reduction", "test_images",
-            "class_counts")
+            "shots", "images", "epochs", "batch_size", "lr", "w1", "w2", "reduction", "balanced_mi",
+            "logit_adjust", "test_images", "class_counts")
     return {"dataset": dataset.name, **{name: settings[name] for name in told},
             "split": dataset.split, "official_split": dataset.official_split,
             **summary(tuned), "zeroshot": summary(zeroshot),
@@ -311,7 +313,9 @@ def summary(measures):
 
 
 def rounded(value):
-    """Six decimals; None for what could not be measured."""
+    """Six decimals, words as they are; None for what could not be measured."""
+    if isinstance(value, str):
+        return value
     if value is None or not math.isfinite(value):
         return None
     return round(value, 6)

@@ -24,9 +24,11 @@ SHOWN = {1: "harmonic mean of base and novel accuracy", 2: "accuracy of one sour
          3: "averages of Tables 1, 2 and 4", 4: "accuracy of one source's prompts"}
 LEARNERS = {"zeroshot": "zero-shot CLIP", "coop": "CoOp", "cocoop": "CoCoOp", "maple": "MaPLe"}
 VARIANTS = {"off": "", "lc": " + L_LC", "mi": " + L_MI", "on": " + NPT"}        # Table 3
-NPT_ALONE = ("w1", "w2", "reduction", "ew", "eh")           # mean nothing to a run without NPT
+# mean nothing to a run without NPT
+NPT_ALONE = ("w1", "w2", "reduction", "ew", "eh", "balanced_mi")
 TRAINING = ("classes", "shots", "shuffle_classes", "epochs", "batch_size", "lr", "n_ctx",
-            "ctx_init", "prompt_depth", "precision", *NPT_ALONE)
+            "ctx_init", "prompt_depth", "precision", "images", "logit_adjust",
+            *NPT_ALONE)
 MARKS = {"s": "on a subset of the test images", "p": "private split, not the published one",
          "b": "not the paper's backbone, ViT-B/16", "o": "the source is not ImageNet",
          "m": "averages columns whose runs had different settings",

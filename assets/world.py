@@ -215,7 +215,7 @@ DATASETS = {
     "world_blur": ("pairs", "blur", "the 24 classes out of focus"),
     "world_rotated": ("pairs", "rotated", "the 24 classes turned by up to 180 degrees"),
 }
-POSTER = .5             # strength of the poster style, from 0 (none) to 1
+POSTER = .6             # strength of the poster style, from 0 (none) to 1
 
 
 def _restyle(pictures, style, generator):

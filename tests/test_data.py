@@ -552,6 +552,19 @@ def test_class_counts_refuses(bad):
         data.class_counts(**{"num_classes": 5, **bad})
 
 
+@pytest.mark.parametrize("K, total, n", [
+    (5, 24, [5, 5, 5, 5, 4]), (3, 3, [1, 1, 1]), (2, 32, [16, 16])])
+def test_a_balanced_control_deals_images_evenly(K, total, n):
+    assert data.class_counts(K, 16, total=total) == n
+    assert sorted(data.class_counts(K, 16, shuffle_seed=1, total=total)) == sorted(n)
+
+
+@pytest.mark.parametrize("total", [4, 81])
+def test_a_balanced_control_that_cannot_be_dealt_is_refused(total):
+    with pytest.raises(ValueError, match="--images: 5 classes of 1 to 16 images have 5 to 80, got"):
+        data.class_counts(5, 16, total=total)
+
+
 def toy(K=6, n=30, order=(3, 0, 5, 1, 4, 2)):
     train = [(f"{k}/{i}", k) for k in order for i in range(n)]
     return data.Dataset("toy", [f"class {k}" for k in range(K)], "{}", train, [], train[:], "none",

@@ -256,6 +256,15 @@ def test_def2_is_what_all_texts_share():
         close(1 - (K - 1) / K * delta, spread)
 
 
+def test_def2_leaves_the_rest_for_the_differences():
+    """Avg ||g_k - gbar||^2 = 1 - (K-1)/K Delta_LCD, by loops."""
+    g = units(5, 4)
+    rows = g.tolist()
+    mean = [sum(column) / 5 for column in zip(*rows, strict=True)]
+    left = sum(sum((u - v) ** 2 for u, v in zip(row, mean, strict=True)) for row in rows) / 5
+    close(delta_lcd(g), (1 - left) * 5 / 4)
+
+
 def test_def2_one_set_an_image_is_averaged():
     g = units(3, 5, 4)
     for measure in (delta_lcd, lcd_rms):
@@ -397,6 +406,25 @@ def test_eq6_by_hand():
     close(mi_loss(z, g, y, E_W=4.0, E_H=9.0, reduction="sum"), 25 + 9 + 0)
 
 
+def test_eq6_balanced_is_the_mean_over_classes():
+    z, g = torch.tensor([[1., 2], [0, 1], [3, 0]]), torch.tensor([[1., 0], [2, 3]])
+    y = torch.tensor([0, 1, 1])                 # squares 0 | 4, 25: class means 0 and 14.5
+    weights = losses.balancing_weights(torch.tensor([1, 2]))
+    assert weights.tolist() == [1.5, 0.75]
+    close(mi_loss(z, g, y, weights=weights), 14.5 / 2)
+    logits = z @ g.T
+    _, terms = losses.npt_loss(logits, z, g, y, w1=0, w2=2.0, mi_weights=weights)
+    close(terms["l_mi"], 14.5 / 2)
+
+
+def test_logit_adjustment_by_hand():
+    prior = losses.log_prior(torch.tensor([6, 3, 1]))
+    assert prior.tolist() == pytest.approx([math.log(.6), math.log(.3), math.log(.1)])
+    # cross-entropy with it: exp(l_k) weighs n_k; all logits alike leave the class frequencies
+    for k, share in enumerate((.6, .3, .1)):
+        close(clip_loss(torch.zeros(1, 3) + prior, torch.tensor([k])), -math.log(share))
+
+
 def test_eq6_is_zero_where_image_and_text_coincide():
     g, y = units(5, 4), torch.tensor([4, 0, 2, 2])
     close(mi_loss(g[y], g, y), 0)
@@ -513,6 +541,17 @@ def test_sec43_text_gradient_of_l_clip():
         cohesion = sum((p[n][k] - 1) * z[n] for n in range(5) if y[n] == k)
         repulsion = sum(p[n][k] * z[n] for n in range(5) if y[n] != k)          # p_k; p_k' in print
         torch.testing.assert_close(g.grad[k], (cohesion + repulsion).detach() / (5 * lam))
+
+
+def test_remark_2_cohesion_and_repulsion_by_loop():
+    _, _, y, _, p = clip_setting()
+    cohesion, repulsion = losses.cohesion_repulsion(torch.tensor(p), torch.tensor(y))
+    for k in range(3):
+        by_loop = (sum(1 - p[n][k] for n in range(5) if y[n] == k),
+                   sum(p[n][k] for n in range(5) if y[n] != k))
+        assert (cohesion[k].item(), repulsion[k].item()) == pytest.approx(by_loop)
+        balance = list(y).count(k) - sum(p[n][k] for n in range(5))
+        assert (cohesion - repulsion)[k].item() == pytest.approx(balance)
 
 
 def test_sec43_image_gradient_of_l_clip():

@@ -49,6 +49,7 @@ def test_the_head_is_the_largest_class_and_counts_are_kept_where_none_are_asked(
 def test_published_datasets_and_the_world_keep_16_and_1():
     assert data.settled("world", None, None) == data.settled("eurosat", None, None) == (16, 1.0)
     assert data.settled("pets", None, None) == (None, None)
+    assert data.settled("pets", None, None, 30) == (16, 1.0)            # --images 30
     plan = train.parse(["--dataset", "world", "pets", "--seed", "1", "2"])
     assert {(run.dataset, run.shots, run.tau) for run in plan} == {
         ("world", 16, 1.0), ("pets", None, None)}

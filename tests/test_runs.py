@@ -1,4 +1,5 @@
 """Runs that add up: grids, killed runs that go on bit for bit, shared features, processes."""
+import collections
 import json
 import os
 import random
@@ -194,8 +195,12 @@ def test_history_is_measured_on_the_training_images_and_goes_on_too(at, monkeypa
     numbers, _ = evaluate.measure(learner, *features.image_features(learner, batches))
     for name in runs.HISTORY:                                      # the last step's tokens
         assert float(rows[-1][name]) == pytest.approx(numbers[name], rel=1e-4), name
+    n = collections.Counter(label for _, label in items)
     for row in rows:
         assert 0 <= float(row["accuracy"]) <= 100
+        balance = [float(row[f"cohesion_{k}"]) - float(row[f"repulsion_{k}"]) for k in range(12)]
+        assert sum(balance) == pytest.approx(0, abs=1e-3)           # what one gains another loses
+        assert max(b - n[k] for k, b in enumerate(balance)) <= 1e-3
     monkeypatch.setattr(runs, "SAVE_SECONDS", 0)
     add = runs.Log.add
 

@@ -20,6 +20,7 @@ from small_runs import done, eurosat, files, picture, read, refused, write_class
 import clip_model
 import data
 import evaluate
+import losses
 import prompts
 import train
 from assets import datasets, world
@@ -805,3 +806,37 @@ def test_a_dataset_given_as_this_folder_has_its_name(quick, at, monkeypatch, arc
     monkeypatch.chdir(at / "pets")
     done("--method", "zeroshot", "--dataset", ".", "--backbone", archive, "--out", at / "run")
     assert json.loads((at / "run" / "result.json").read_text())["dataset"] == "pets"
+
+
+def test_logit_adjustment_and_balanced_mi_reach_the_loss(at, monkeypatch):
+    """Both by class counts, and neither by default."""
+    seen = []
+    npt_loss = losses.npt_loss
+
+    def spy(logits, z, g, y, **words):
+        seen.append((logits - learner_logits(z, g), words["mi_weights"]))
+        return npt_loss(logits, z, g, y, **words)
+
+    def learner_logits(z, g):
+        return z @ g.T / clip_model.load("tiny").temperature
+
+    monkeypatch.setattr(losses, "npt_loss", spy)
+    words = ["--npt", "--tau", "0.01", "--epochs", "1", "--test-images", "1", "--out"]
+    done(*words, "plain")
+    assert seen[0][0].abs().max().item() < 1e-3 and seen[0][1] is None
+    seen.clear()
+    done("--logit-adjust", "--balanced-mi", *words, "both")
+    n = [16, 10, 6, 4, 2, 1, 1, 1, 1, 1, 1, 1]
+    by_hand = [math.log(count / 45) for count in n]
+    assert seen[0][0][0].tolist() == pytest.approx(by_hand, abs=1e-3)
+    assert seen[0][1].tolist() == pytest.approx([45 / (12 * count) for count in n])
+    result = json.loads(Path("both/result.json").read_text())
+    assert result["logit_adjust"] and result["balanced_mi"]
+
+
+@pytest.mark.parametrize("words, reason", [
+    ("--balanced-mi", "--balanced-mi belongs to a term of NPT: add --npt"),
+    ("--images 45 --tau 0.01", "--images makes a balanced set, without --tau"),
+    ("--images 11", "12 classes of 1 to 16 images have 12 to 192, got 11")])
+def test_controls_and_baselines_are_refused_where_they_mean_nothing(at, words, reason):
+    assert reason in refused(*words.split())

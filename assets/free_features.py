@@ -1,0 +1,91 @@
+"""NPT's objective on free features: where rare classes collapse, and what the two terms change.
+
+    python assets/free_features.py          # prints and writes free_features.csv, under two minutes
+
+The layer-peeled model of the neural-collapse literature: no CLIP, no prompts; texts g_k and images
+z are unit vectors that may go anywhere. All images of a class have the same best place, so a class
+has one image vector, which counts n_k times. What the terms do here, they do by themselves; what
+they fail to do in a prompt learner is then the prompts' doing: g_k can't go anywhere.
+"""
+import math
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import data
+import evaluate
+import losses
+from assets import files
+
+CSV = Path(__file__).with_name("free_features.csv")
+D, STEPS, RATE = 512, 400, 0.02                             # CLIP's size; Adam, cosine to 0
+WEIGHTS = {"L_CLIP": (0, 0), "+ L_LC": (0.3, 0), "+ L_MI": (0, 0.8), "NPT": (0.3, 0.8)}
+CASES = [(K, tau, lam) for K in (5, 50, 500) for tau in (1.0, 0.01) for lam in (1.0, 0.1, 0.01)]
+COLUMNS = ("K", "tau", "lambda", "objective", "cos_rare", "cos_others", "delta_lcd", "lc_unequal",
+           "delta_mid", "p_rare", "p_others")
+
+
+def objective(g, z, n, lam, w1, w2):
+    """Eq. (7) of class texts g (K, d) and class images z (K, d) that count n (K,) times."""
+    y = torch.arange(len(g))
+    share = n / n.sum()
+    l_clip = (share * F.cross_entropy(z @ g.T / lam, y, reduction="none")).sum()
+    return (l_clip + w1 * losses.lc_loss(g)
+            + w2 * losses.mi_loss(z, g, y, weights=len(g) * share))                 # Eq. (7)
+
+
+def optimise(K, tau, lam, w1, w2, seed=0):
+    """The texts and images (K, d) at the end, from a random start in a cone, and n (K,)."""
+    generator = torch.Generator().manual_seed(seed)
+    n = torch.tensor(data.class_counts(K, 16, tau), dtype=torch.float32)
+    cone = torch.randn(2, 1, D, generator=generator)                    # one for each modality
+    free = (cone + torch.randn(2, K, D, generator=generator)).requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=RATE)
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = RATE / 2 * (1 + math.cos(math.pi * step / STEPS))
+        g, z = F.normalize(free, dim=-1)
+        optimizer.zero_grad()
+        objective(g, z, n, lam, w1, w2).backward()
+        optimizer.step()
+    g, z = F.normalize(free.detach(), dim=-1)
+    return g, z, n
+
+
+def mean_cosine(g):
+    K = len(g)
+    return ((g @ g.T).sum().item() - K) / (K * (K - 1)) if K > 1 else math.nan
+
+
+def measured(g, z, n, lam):
+    """COLUMNS from the fifth on. Rare are few-shot classes; in a balanced set the same places."""
+    K, y = len(g), torch.arange(len(g))
+    counts = data.class_counts(K, 16, 0.01)
+    rare = torch.tensor([evaluate.group_of(count) == "few" for count in counts])
+    p = losses.class_probabilities(z, g, lam).diagonal()
+    return (mean_cosine(g[rare]), mean_cosine(g[~rare]), losses.delta_lcd(g).item(),
+            losses.lc_parts(g)[1].item(), losses.delta_mid(z, g, y).item(),
+            p[rare].mean().item(), p[~rare].mean().item())
+
+
+def run():
+    rows = []
+    for K, tau, lam in CASES:
+        for name, weights in WEIGHTS.items():
+            g, z, n = optimise(K, tau, lam, *weights)
+            cells = [f"{value:.4f}" for value in measured(g, z, n, lam)]
+            rows.append((K, f"{tau:g}", f"{lam:g}", name, *cells))
+            print("  ".join(f"{str(cell):>9}" for cell in rows[-1]), flush=True)
+    files.write_csv(CSV, [COLUMNS, *rows])
+    print(f"written: {CSV.name}")
+
+
+def main(argv=None):
+    files.Parser(description=__doc__.splitlines()[0]).parse_args(argv)
+    return files.exit_code(run, "interrupted; nothing was kept")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
