@@ -15,13 +15,11 @@ picks from the training list. Where CoOp's split file is present it replaces rea
 The split files, class names, folder layout and few-shot draws are those of CoOp, which CoCoOp and
 MaPLe share. To add a dataset in class folders, add a row with `read_folders`.
 """
-import contextlib
 import difflib
 import hashlib
 import json
 import os
 import random
-import secrets
 import signal
 import sys
 import zlib
@@ -37,7 +35,7 @@ from PIL import Image, ImageOps
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from assets import datasets, files, world
+from assets import datasets, files, splits, world
 from assets.datasets import ROWS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -57,7 +55,8 @@ class Dataset:
     pictures: Path | dict           # the folder that names start from, or the pictures themselves
     class_ids: list | None = None   # WordNet ids for the ImageNet family
     base_novel: bool = True         # whether classes are halved without being asked for
-    exif: bool = False              # From CoOp: orientation is ignored; one's own folder honours it
+    own: bool = False               # a folder of one's own: its pictures are turned as their EXIF
+                                    # says (From CoOp: not), its counts are kept, see settled
     crop_scale: tuple = (0.08, 1.0)                 # random crop in training; the world bears less
     notes: list = field(default_factory=list)       # to be known before trusting a result
 
@@ -83,7 +82,7 @@ class Dataset:
         """The picture in RGB: From CoOp, converted before any resizing, alpha dropped."""
         if self.embedded:
             return self.pictures[name].convert("RGB")
-        return open_picture(self.path(name), self.exif)
+        return open_picture(self.path(name), self.own)
 
 
 # Sec. 5's protocol: what a run trains on ----------------------------------------------------------
@@ -125,6 +124,36 @@ def even_counts(num_classes, max_count, total):
                          f"{num_classes} to {num_classes * max_count}, got {total}")
     each, over = divmod(total, num_classes)
     return [each + (k < over) for k in range(num_classes)]
+
+
+def settled(name, shots, tau, total=None):
+    """(shots, tau) as they are asked for, None where they are not -> as they are taken: 16 and 1.
+
+    For a folder of one's own without either, or a total: (None, None), all its training pictures.
+    """
+    if name not in NAMES and (shots, tau, total) == (None, None, None):
+        return None, None
+    return 16 if shots is None else shots, 1.0 if tau is None else tau
+
+
+def tau_words(tau, sign="tau"):
+    return "the folder's own counts" if tau is None else f"{sign} = {tau:g}"
+
+
+def asked_counts(dataset, labels, shots, tau, shuffle_seed=None, total=None):
+    """n_k that is asked for of each of the labels: class_counts in label order; 0 without a tau.
+
+    A folder of one's own is long-tailed already: there the class with most training pictures is
+    the head, and so on down; equal ones stay in label order.
+    """
+    if tau is None:
+        return [0] * len(labels)
+    n = class_counts(len(labels), shots, tau, shuffle_seed, total)
+    if not dataset.own or shuffle_seed is not None:
+        return n
+    have = Counter(labels_of(dataset.train))
+    ranks = sorted(range(len(labels)), key=lambda k: -have[labels[k]])
+    return [n[rank] for rank in sorted(range(len(labels)), key=ranks.__getitem__)]
 
 
 def by_label(labels):
@@ -171,11 +200,13 @@ def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None, total=N
 
     The draw goes over all classes, before any is left out: base shots are then the same for every
     method and task. Class k keeps the first n_k of its drawn images, so a smaller tau keeps a
-    subset; one with fewer gives all it has.
+    subset; one with fewer gives all it has. Without shots and tau (None): all of them.
     """
+    if tau is None:
+        return select(dataset.train, labels)
     drawn = few_shot(labels_of(dataset.train), shots, seed)
     items = select([dataset.train[position] for position in drawn], labels)
-    n = class_counts(len(labels), shots, tau, shuffle_seed, total)
+    n = asked_counts(dataset, labels, shots, tau, shuffle_seed, total)
     groups = by_label(labels_of(items))
     return [items[i] for k, group in groups.items() for i in group[:n[k]]]
 
@@ -199,7 +230,18 @@ def open_picture(path, exif):
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: picture not found") from None
     except Exception as problem:                    # PIL raises many kinds, struct.error among them
+        if is_heic(path):
+            raise ValueError(f"{path}: a HEIC picture; convert it to JPEG") from None
         raise ValueError(f"{path}: not a readable picture ({problem})") from None
+
+
+def is_heic(path):
+    """Whether a file is an iPhone's HEIC, whatever it is called: its first box says so."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1")
 
 
 def transform(resolution, train, crop_scale=(0.08, 1.0)):
@@ -317,7 +359,7 @@ def check_pictures(dataset, items, decode=True):
                          f"{'; '.join(problems[:5])}{more}")
 
 
-# Division and split files -------------------------------------------------------------------------
+# Division -----------------------------------------------------------------------------------------
 
 def divide(parts, seed):
     """CoOp's procedure for pictures that come undivided, over the order given, class by class.
@@ -361,68 +403,6 @@ def with_labels(parts, ids, where):
     return {part: [(name, label_of[key]) for name, key in items] for part, items in parts.items()}
 
 
-def read_split(path):
-    """A split file in CoOp's form, {"train": [[picture, label, class name], ...], "val", "test"}.
-
-    Returns (class names in label order, {"train": items, "val": ..., "test": ...}, other keys,
-    which are ignored). ValueError for anything wrong, with list and position of what is at fault.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as problem:
-        raise ValueError(f"{path}: not a JSON file ({problem})") from None
-    names, seen, parts = {}, {}, {"train": [], "val": [], "test": []}
-    if not isinstance(content, dict) or not all(isinstance(content.get(p), list) for p in parts):
-        raise ValueError(f"{path}: expected an object with the lists train, val and test")
-    for part, items in parts.items():
-        for i, entry in enumerate(content[part]):
-            try:
-                items.append(read_entry(entry, names, seen, f"{part}[{i}]"))
-            except ValueError as problem:
-                here = f"{path.name}: {part}[{i}] {str(entry)[:120]}"
-                raise ValueError(f"{here}: {problem}") from None
-    if not parts["train"]:
-        raise ValueError(f"{path}: the list train is empty")
-    present = set(labels_of(parts["train"]))
-    first_gap = next(k for k in range(len(present) + 1) if k not in present)
-    for part, items in parts.items():
-        for i, (_, label) in enumerate(items):
-            if label not in present or label > first_gap:
-                gap = min(label, first_gap) if label in present else label
-                raise ValueError(f"{path.name}: {part}[{i}] {content[part][i]}: no entry of train "
-                                 f"has label {gap}; labels run from 0 without a gap, each with a "
-                                 "training picture")
-    return [names[k] for k in sorted(names)], parts, sorted(content.keys() - parts.keys())
-
-
-def read_entry(entry, names, seen, here):
-    """[picture, label, class name] -> item. names and seen hold what stood before it."""
-    if not isinstance(entry, list) or [type(value) for value in entry] != [str, int, str]:
-        raise ValueError("expected [picture, label, class name] as a string, an integer and "
-                         "a string")
-    picture, label, name = entry
-    if files.escapes(picture):
-        raise ValueError("the picture must be a relative path with '/' inside the picture folder, "
-                         "without './' or '//'")
-    if picture in seen:
-        raise ValueError(f"the picture stands in {seen[picture]} already")
-    if label < 0 or datasets.unreadable(name):
-        raise ValueError("expected a label from 0 and a class name")
-    if names.setdefault(label, name) != name:
-        raise ValueError(f"label {label} was {names[label]!r} before; a label has one name")
-    seen[picture] = here
-    return picture, label
-
-
-def save_split(path, classnames, parts):
-    """In CoOp's form, under our own name. On a read-only disk it is just made again next time."""
-    content = {part: [[name, label, classnames[label]] for name, label in items]
-               for part, items in parts.items()}
-    with contextlib.suppress(OSError, ValueError):
-        # several processes may make the same split at once
-        files.write(path, json.dumps(content, indent=4), part=secrets.token_hex(4))
-
-
 # Loading ------------------------------------------------------------------------------------------
 
 def short_name(name):
@@ -452,7 +432,8 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     if name in ROWS:
         return load_row(name, Path(data_root).expanduser(), seed, fetch)
     if Path(name).expanduser().is_dir():
-        return load_folder(Path(name).expanduser(), seed, classnames)
+        from assets import photos  # which imports this module
+        return photos.load_folder(Path(name).expanduser(), seed, classnames)
     if "/" in name or os.sep in name:
         raise FileNotFoundError(f"{name}: no such folder; expected one with a sub-folder of "
                                 "pictures for each class")
@@ -476,7 +457,7 @@ def load_row(name, root, seed, fetch):
     own_name = f"split_made_here_{name}_seed{seed}.json"
     made = None if official else datasets.first_file(own_name, folders)
     if official or made:
-        classnames, parts, other = read_split(official or made)
+        classnames, parts, other = splits.read(official or made)
         if other:
             notes.append(f"{(official or made).name}: keys {', '.join(other)} ignored")
     elif not pictures.is_dir():
@@ -490,7 +471,7 @@ def load_row(name, root, seed, fetch):
             class_ids, classnames = datasets.imagenet_names(ids, names_file, notes)
         if parts is not found:
             made = next(folder for folder in folders if folder.is_dir()) / own_name
-            save_split(made, classnames, parts)
+            splits.save(made, classnames, parts)
     if row.split and not official:
         notes.append(f"no {row.split} in {folders[0]}: results are not comparable with the "
                      f"papers'; it is on Google Drive, id {row.drive}")
@@ -528,24 +509,6 @@ def name_split(row, made, train):
     return words, True
 
 
-def load_folder(folder, seed, names_file):
-    """A folder of one's own: a sub-folder a class, or these under train/, test/ and maybe val/."""
-    place, notes = folder.resolve(), []
-    if files.NOT_UTF8.search(str(place)):
-        raise ValueError(f"the folder name {str(place)!r} is not in UTF-8; rename it")
-    ids, found = datasets.read_folders(folder, None, notes)
-    parts = divide(with_labels(found, ids, folder), seed)
-    if "all" in found:
-        split = f"made here: 50/20/30 % of each class's sorted pictures, shuffled with seed {seed}"
-    else:
-        have = [part + "/" for part in ("train", "val", "test") if (folder / part).is_dir()]
-        split = f"the folder's own {' and '.join(have)}"
-    classnames = names_from_file(Path(names_file), ids) if names_file else ids
-    return check(Dataset(place.name, classnames, "a photo of a {}.", **parts, split=split,
-                         official_split=False, pictures=folder, base_novel=False, exif=True,
-                         notes=notes))
-
-
 def check(dataset):
     """Names can be read, every class can be trained; what can't be tested or told apart is said."""
     names = dataset.classnames
@@ -568,23 +531,6 @@ def check(dataset):
     return dataset
 
 
-def names_from_file(path, ids):
-    """Lines `folder<TAB>name`; without any tab, names in sorted order of the folders."""
-    lines = files.read_lines(path)
-    if not any("\t" in line for line in lines) and len(lines) == len(ids):
-        lines = [f"{key}\t{line}" for key, line in zip(ids, lines, strict=True)]
-    names = {}
-    for line in lines:
-        key, _, name = datasets.one_spelling(line).partition("\t")
-        names[key.strip()] = name.strip()
-    if len(lines) != len(ids) or sorted(names) != sorted(ids):
-        odd = sorted(set(names) ^ set(ids))
-        hint = f"; does not fit: {odd[0]}" if odd else ""
-        raise ValueError(f"{path}: expected a line for each of {len(ids)} class folders, "
-                         f"got {len(lines)} lines{hint}")
-    return [names[key] for key in ids]
-
-
 ALL = list(ROWS)[:11]               # Table 1; the other four are the targets of Table 4
 NAMES = [*world.DATASETS, *ROWS]
 
@@ -595,7 +541,8 @@ def describe(dataset, shots, seed, tau, base_novel):
     """What a run would see, as a dictionary."""
     K = len(dataset.classnames)
     base = halves(K)[0] if base_novel else list(range(K))
-    positions = few_shot(labels_of(dataset.train), shots, seed)
+    labels = labels_of(dataset.train)
+    positions = list(range(len(labels))) if shots is None else few_shot(labels, shots, seed)
     items = training_items(dataset, base, shots, tau, seed)
     drawn = Counter(labels_of(items))
     everything = dataset.train + dataset.val + dataset.test
@@ -623,8 +570,9 @@ def report(facts, dataset):
     print(f"images    {sizes}")
     for note in facts["notes"]:
         print(f"note      {note}")
-    print(f"drawn     {sum(counts)} training images: {facts['shots']} shots, seed {facts['seed']}, "
-          f"tau {facts['tau']:g}, n_k from {max(counts)} to {min(counts)}")
+    shots = "all there are" if facts["shots"] is None else f"{facts['shots']} shots"
+    print(f"drawn     {sum(counts)} training images: {shots}, seed {facts['seed']}, "
+          f"{tau_words(facts['tau'])}, n_k from {max(counts)} to {min(counts)}")
     print(f"          first {', '.join(facts['first'])}")
     print(f"draw      sha256 {facts['draw_sha256']}\n")
     train, test = (Counter(labels_of(items)) for items in (dataset.train, dataset.test))
@@ -650,12 +598,12 @@ def parse(argv=None):
                                            "pictures; absent: the list of datasets is printed")
     p.add_argument("--data-root", default="data", metavar="FOLDER",
                    help="holds the datasets in CoOp's layout; absent: %(default)s")
-    p.add_argument("--shots", type=int, default=16, metavar="N",
-                   help="images drawn a class before tau thins them out; absent: %(default)s")
+    p.add_argument("--shots", type=int, metavar="N", help="images drawn a class before tau thins "
+                   "them out; absent: 16, of a folder without --tau all")
     p.add_argument("--seed", type=int, default=1, metavar="N",
                    help="of the few-shot draw and of a split made here; absent: %(default)s")
-    p.add_argument("--tau", type=float, default=1.0,
-                   help="min n_k / max n_k, Sec. 5; absent: %(default)g, which is balanced")
+    p.add_argument("--tau", type=float, help="min n_k / max n_k, Sec. 5; absent: 1, which is "
+                   "balanced; a folder without --shots keeps its own counts")
     p.add_argument("--classnames", metavar="FILE", help="class names for a folder, a line "
                    "`folder<TAB>name` each; absent: the names of its sub-folders")
     p.add_argument("--base-novel", action="store_true", help="halve the classes of a folder or an "
@@ -665,11 +613,11 @@ def parse(argv=None):
     p.add_argument("--json", action="store_true", help="print one JSON object, for all a list of "
                    "them; absent: print for reading")
     args = p.parse_args(argv)
-    if args.shots < 1:
+    if args.shots is not None and args.shots < 1:
         raise ValueError(f"--shots must be at least 1, got {args.shots}")
     if not 0 <= args.seed < 2 ** 32:                # as train.py, whose runs this foretells
         raise ValueError(f"--seed must be from 0 to 2^32 - 1, got {args.seed}")
-    class_counts(2, args.shots, args.tau)           # refuses a bad --tau before any loading
+    class_counts(2, 1, 1.0 if args.tau is None else args.tau)   # refuses a bad --tau before loading
     return args
 
 
@@ -682,7 +630,8 @@ def run(args):
         dataset = load(name, args.data_root, seed=args.seed, classnames=args.classnames,
                        fetch=args.fetch)
         halved = args.base_novel or dataset.base_novel
-        found.append(describe(dataset, args.shots, args.seed, args.tau, halved))
+        shots, tau = settled(name, args.shots, args.tau)
+        found.append(describe(dataset, shots, args.seed, tau, halved))
         if not args.json:
             report(found[-1], dataset)
     if args.json:

@@ -3,7 +3,9 @@
     python evaluate.py RUN                  # a run's folder: base and novel classes, CSV files
     python evaluate.py RUN --task cross-dataset --targets world_shapes world_colours    # Table 2
     python evaluate.py RUN --task domain-generalization --targets world_sketch          # Table 4
-    python evaluate.py RUN --image photo.jpg            # the top classes of a photo
+    python evaluate.py RUN --image photo.jpg folder     # the top classes of photos
+    python evaluate.py RUN --report report.html         # all of a run on one page
+    python evaluate.py RUN --texts texts.npz            # the learned class texts, for use elsewhere
     python evaluate.py RUN --features features.npz      # image and text features, for numpy
 
 Accuracy is top-1 over all test images, in per cent, base images against base classes and novel
@@ -25,18 +27,19 @@ import clip_model
 import data
 import losses
 import prompts
-from assets import features, files, saved
+from assets import features, files, measures, photos, report, saved
 
 TASKS = {                       # --task: the paper's targets where --targets names none
     "base-to-novel": [],
     "cross-dataset": [name for name in data.ALL if name != "imagenet"],
     "domain-generalization": ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"],
 }
-MANY, FEW = 8, 2    # Open point: many-shot has at least 8 training images, few-shot at most 2
-ALONE = {                       # what can't stand beside these two options
-    "table": ("image", "features", "task", "classes", "data_root"),
-    "image": ("features", "task", "classes", "data_root", "out"),
-    "features": ("task", "targets", "out"),
+ALONE = {                       # what can't stand beside these options
+    "table": ("image", "features", "task", "classes", "data_root", "report", "texts"),
+    "image": ("features", "task", "classes", "data_root", "report", "texts"),
+    "features": ("task", "targets", "out", "report", "texts"),
+    "texts": ("task", "targets", "classes", "data_root", "out", "report"),
+    "report": ("task", "targets"),
 }
 OF_TEXTS = ("delta_lcd", "lcd_rms", "lc_shared", "lc_unequal")      # measured on texts alone
 
@@ -116,7 +119,7 @@ def measure(learner, z, y, batch_size=100):
         mid = losses.delta_mid(z_b, g, y_b)
         sums.append(len(z_b) * torch.cat([of_texts, mid[None]]))
     means = (torch.stack(sums).double().sum(dim=0) / len(z)).tolist()
-    probabilities = finite(torch.cat(probabilities).cpu())
+    probabilities = measures.finite(torch.cat(probabilities).cpu())
     right = probabilities.argmax(dim=1) == y.cpu()
     numbers = dict(zip((*OF_TEXTS, "delta_mid"), means, strict=True))
     numbers["accuracy"] = 100 * right.double().mean().item()
@@ -125,24 +128,9 @@ def measure(learner, z, y, batch_size=100):
     return numbers | collapses, probabilities
 
 
-def finite(probabilities):
-    """The same. ValueError where some are not finite: CLIP's numbers left the range of float16."""
-    if not probabilities.isfinite().all():
-        raise ValueError("the features are not finite: try --precision bfloat16 or float32, or "
-                         "other weights")
-    return probabilities
-
-
 def harmonic_mean(base, novel):
     """H = 2 b n / (b + n); 0 where both are 0."""
     return 2 * base * novel / (base + novel) if base + novel else 0.0
-
-
-def recalls(labels, predictions, K):
-    """Right predictions of each class in per cent, nan without test images; and these images."""
-    n = torch.bincount(labels, minlength=K)
-    right = torch.bincount(labels[labels == predictions], minlength=K)
-    return 100 * right / n, n
 
 
 # A finished run --------------------------------------------------------------------------------
@@ -167,12 +155,16 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
 
 
 def load_dataset(folder, settings, data_root):
-    """The dataset of a run.
+    """The dataset of a run; of a folder of one's own as it was split then.
 
+    data_root   where the datasets lie, or that folder; None: where they lay then
     Raises ValueError where its classes changed, or test pictures are ones that the run trained on.
     """
-    dataset = data.load(settings["dataset"], data_root, seed=settings["draw_seed"],
-                        classnames=settings["classnames_file"])
+    if (folder / photos.SPLIT).is_file():
+        dataset = photos.load_kept(folder, settings, data_root)
+    else:
+        dataset = data.load(settings["dataset"], data_root or settings["data_root"],
+                            seed=settings["draw_seed"], classnames=settings["classnames_file"])
     name, trained = settings["dataset"], settings["trained_classes"]
     if dataset.classnames[:len(trained)] != trained:
         raise ValueError(f"{name} has other classes now than those that {folder} was trained on")
@@ -204,59 +196,22 @@ def table(rows):
 # Tables 1, 2, 4 for one run --------------------------------------------------------------------
 
 def evaluate_classes(learner, dataset, labels, trained, out, frozen):
-    """Accuracy on the test images of some classes, with CSV files in the folder `out`.
+    """Accuracy and measures.judge on the test images of some classes, CSV files in `out`.
 
     labels   the classes, as labels of the dataset
     trained  training images of each of them in the run, for the groups many, medium and few
     frozen   features.FrozenFeatures of the dataset
     """
     names, items = [dataset.classnames[k] for k in labels], data.select(dataset.test, labels)
+    out.mkdir(parents=True, exist_ok=True)              # before any work is done in vain
     result, probabilities = score(learner, dataset, labels, frozen, "test images")
+    plain = None
+    if prompts.trainable(learner):
+        zeroshot = prompts.build("zeroshot", learner.clip, names, ctx_init=dataset.template)
+        plain = score(zeroshot, dataset, labels, frozen, "zero-shot")[1]
+    measures.write(out, names, trained, items, probabilities, plain)
     y = torch.tensor([label for _, label in items])
-    confidence, predicted = probabilities.max(dim=1)
-    recall, n = recalls(y, predicted, len(labels))
-    group = [group_of(count) for count in trained]
-    out.mkdir(parents=True, exist_ok=True)
-    files.write_csv(out / "per_class.csv", [
-        ("class", "training_images", "group", "test_images", "recall"),
-        *((name, count, g, int(m), f"{r:.2f}")
-          for name, count, g, m, r in zip(names, trained, group, n, recall, strict=True))])
-    files.write_csv(out / "predictions.csv", [
-        ("picture", "class", "predicted", "probability"),
-        *((picture, names[k], names[p], f"{q:.4f}")
-          for (picture, k), p, q in zip(items, predicted, confidence, strict=True))])
-    pairs = torch.bincount(y * len(names) + predicted, minlength=len(names) ** 2)
-    files.write_csv(out / "confusion.csv", [
-        ("class \\ predicted", *names),
-        *((name, *row) for name, row in
-          zip(names, pairs.view(len(names), -1).tolist(), strict=True))])
-    return result | {"groups": group_recalls(group, recall, n), "num_classes": len(names),
-                     "test_images": len(items)}
-
-
-def group_of(count):
-    """Many, medium, few or unseen, by a class's training images."""
-    if count >= MANY:
-        return "many"
-    if count > FEW:
-        return "medium"
-    return "few" if count else "unseen"
-
-
-def group_recalls(group, recall, n):
-    """{group: {"classes", "recall"}} over the classes with test images."""
-    groups = {}
-    for name in dict.fromkeys(group):
-        inside = torch.tensor([g == name and m > 0 for g, m in zip(group, n, strict=True)])
-        if inside.any():
-            groups[name] = {"classes": int(inside.sum()), "recall": recall[inside].mean().item()}
-    return groups
-
-
-def show_groups(name, result):
-    words = [f"{g} {v['recall']:.1f} % ({v['classes']} classes)"
-             for g, v in result["groups"].items()]
-    print(f"{name}: mean recall by training images: " + ", ".join(words))
+    return result | measures.judge(names, trained, y, probabilities, plain)
 
 
 def show_collapse(results):
@@ -276,11 +231,10 @@ def base_to_novel(learner, settings, dataset, parts, out, frozen):
     results = {part: evaluate_classes(learner, dataset, labels, [trained[k] for k in labels],
                                       out / part, frozen)
                for part, labels in parts.items()}
-    print(table([("", "classes", "images", "accuracy"), *(
-        (part, r["num_classes"], r["test_images"], r["accuracy"]) for part, r in results.items())]))
+    print(table([measures.HEAD, *(measures.row(part, r) for part, r in results.items())]))
     show_collapse(results)
     for part, result in results.items():
-        show_groups(part, result)
+        measures.show(part, result)
     if results.keys() == {"base", "novel"}:
         both = [results[part]["accuracy"] for part in ("base", "novel")]
         results["harmonic_mean"] = harmonic_mean(*both)
@@ -306,33 +260,17 @@ def transfer(learner, settings, targets, data_root, out, kept=None):
         labels, frozen = list(range(len(dataset.classnames))), features.FrozenFeatures(
             dataset, kept)
         trained = [counts.get(name, 0) for name in dataset.classnames]
-        plain = prompts.build("zeroshot", learner.clip, dataset.classnames,
-                              ctx_init=dataset.template)
-        zeroshot, _ = score(plain, dataset, labels, frozen, "zero-shot")
         results[target] = evaluate_classes(learner, dataset, labels, trained, out / dataset.name,
                                            frozen)
-        results[target] |= {"zeroshot": zeroshot["accuracy"], "split": dataset.split,
-                            "official_split": dataset.official_split}
+        results[target] |= {"split": dataset.split, "official_split": dataset.official_split}
     rows = [("target", "classes", "images", "zero-shot", settings["label"])]
     rows += [(target, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"])
              for target, r in results.items()]
     columns = zip(*((r["zeroshot"], r["accuracy"]) for r in results.values()), strict=True)
     print(table([*rows, ("average", "", "", *(sum(c) / len(results) for c in columns))]))
+    for target, result in results.items():
+        measures.show_gain(target, result["gain"])
     return results
-
-
-@torch.no_grad()
-def classify(learner, paths, top=5):
-    """Photos -> for each the most probable classes, [(class name, probability)]."""
-    view = data.transform(learner.clip.visual.resolution, train=False)
-    answers = []
-    for path in paths:
-        pixels = view(data.open_picture(path, exif=True))
-        logits = learner(pixels[None].to(learner.clip.logit_scale.device))[0][0]
-        p, k = finite(logits.softmax(dim=-1)).topk(min(top, len(logits)))
-        answers.append([(learner.classnames[i], q)
-                        for i, q in zip(k.tolist(), p.tolist(), strict=True)])
-    return answers
 
 
 # The command line ------------------------------------------------------------------------------
@@ -359,13 +297,17 @@ def parse(argv=None):
         help="these only (base and novel, or all where the run was trained on all)")
     add("--task", choices=TASKS, help="Table 1, Table 2 or Table 4 (base-to-novel)")
     add("--targets", nargs="+", metavar="DATASET", help="for the last two (the paper's)")
-    add("--image", nargs="+", metavar="FILE", help="classify these pictures instead")
+    add("--image", nargs="+", metavar="FILE", help="classify these pictures, and all in folders, "
+                                                   "instead")
     add("--classnames", metavar="FILE",
-        help="with --image: class names, one a line, also ones never trained (the run's)")
+        help="with --image or --texts: class names, one a line, also never trained (the run's)")
     add("--features", type=Path, metavar="FILE.npz",
         help="write image and text features, labels and names to a file for numpy instead")
+    add("--texts", type=Path, metavar="FILE.npz",
+        help="write the classes' text features, for use with any CLIP of this backbone, instead")
+    add("--report", type=Path, metavar="FILE.html", help="also make one page of it, to be sent")
     add("--out", type=Path, help="folder for the CSV files (evaluation/ in the run's folder); with "
-                                 "--table a file (printed)")
+                                 "--table or --image a file (printed)")
     add_machine_arguments(add, data_root=None)
     return p.parse_args(argv)
 
@@ -374,10 +316,15 @@ def check(args):
     """Refuse options that do not go together."""
     if len(args.run) > 1 and not args.table:
         raise ValueError("several runs go with --table; evaluate them one by one otherwise")
-    if args.classnames and not args.image:
-        raise ValueError("--classnames goes with --image; a dataset has its own class names")
-    if args.features and args.features.suffix != ".npz":
-        raise ValueError(f"--features {args.features}: expected a name that ends in .npz")
+    if args.classnames and not (args.image or args.texts):
+        raise ValueError("--classnames goes with --image or --texts; a dataset has its own class "
+                         "names")
+    for name, ending in (("features", ".npz"), ("texts", ".npz"), ("report", ".html")):
+        path = getattr(args, name)
+        if path and path.suffix != ending:
+            raise ValueError(f"--{name} {path}: expected a name that ends in {ending}")
+    if args.image and args.out and args.out.suffix != ".csv":
+        raise ValueError(f"--out {args.out}: with --image expected a name that ends in .csv")
     if args.format and not args.table:
         raise ValueError("--format goes with --table")
     transfers = args.task in TASKS and args.task != "base-to-novel"
@@ -422,15 +369,14 @@ def run(args):
     names = read_classnames(args.classnames) if args.classnames else None
     device, dtype = clip_model.pick_device(args.device), getattr(torch, args.precision)
     learner, settings = load_run(args.run, device, dtype, names)
-    out, data_root = args.out or args.run / "evaluation", args.data_root or settings["data_root"]
+    out = args.out or args.run / "evaluation"
     if args.image:
-        for path, answer in zip(args.image, classify(learner, args.image), strict=True):
-            words = [f"{name.replace('_', ' ')} {100 * p:.1f} %" for name, p in answer]
-            print(f"{path}: {', '.join(words)}")
-        return None
+        return photos.predict(learner, args.image, args.out)
+    if args.texts:
+        return features.export_texts(args.texts, learner, settings)
     kept, facts, args.task = args.run.parent / "features", {}, args.task or "base-to-novel"
     if args.task == "base-to-novel":
-        dataset = load_dataset(args.run, settings, data_root)
+        dataset = load_dataset(args.run, settings, args.data_root)
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
         parts = tested_classes(dataset, settings, args.classes, args.run)
         frozen = features.FrozenFeatures(dataset, kept)
@@ -444,11 +390,14 @@ def run(args):
     else:
         asked = args.targets or TASKS[args.task]
         targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
+        data_root = args.data_root or settings["data_root"]
         results = transfer(learner, settings, targets, data_root, out, kept)
     found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
              "results": results}
     files.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
     print(f"per-class recall, predictions and confusion: {out}")
+    if args.report:
+        report.write(args.report, args.run, settings, results, out, dataset)
     return None
 
 

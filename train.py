@@ -34,7 +34,7 @@ import data
 import evaluate
 import losses
 import prompts
-from assets import features, files, runs, saved
+from assets import features, files, photos, runs, saved
 
 BARE = "--method maple --npt --tau 0.01 --dataset world"        # what `python train.py` stands for
 # Sec. 5 gives 5 epochs, batch 4 and lr 0.0035 "for all models", that is CoCoOp and MaPLe; it does
@@ -68,7 +68,7 @@ def run(args):
     if runs.finished(args, dataset, settings):
         return runs.read_json(args.out / "result.json")
     data.check_pictures(dataset, items)
-    data.check_pictures(dataset, dataset.test, decode=dataset.exif)
+    data.check_pictures(dataset, dataset.test, decode=dataset.own)
 
     device = clip_model.pick_device(args.device)
     clip = clip_model.load(args.backbone, device, getattr(torch, args.precision))
@@ -76,9 +76,11 @@ def run(args):
     learner = prompts.build(args.method, clip, names, **learner_settings(args))
     settings["prompt_depth"] = getattr(learner, "prompt_depth", None)
     announce(learner, dataset, settings)
+    photos.inspect(dataset, items, clip)
 
     with runs.claim(args, dataset, settings) as folder:
         runs.write_json(folder / "run.json", {**settings, **runs.circumstances(learner, dataset)})
+        photos.keep_split(folder, dataset)
         # Zero-shot CLIP first: it shows at once whether pictures, names and labels fit together
         plain = prompts.build("zeroshot", clip, names, ctx_init=dataset.template)
         frozen = features.FrozenFeatures(dataset, folder.parent / "features")
@@ -90,8 +92,7 @@ def run(args):
             save_prompts(folder, learner, settings)
         prompts.load_trainable(learner, saved.read_prompts(folder)[1])
         tuned = score_parts(learner, dataset, parts, frozen, args.quiet)
-        result = runs.result_of(settings, dataset, prompts.trainable(learner),
-                                tuned, zeroshot)
+        result = runs.result_of(settings, dataset, prompts.trainable(learner), tuned, zeroshot)
         runs.write_json(folder / "result.json", result)
     report(result, settings["label"])
     print(f"{time.time() - started:.0f} s; saved in {folder}")
@@ -213,9 +214,9 @@ def announce(learner, dataset, settings):
     if settings["method"] == "zeroshot":
         print("trains    nothing: a prompt is written by hand, nothing is trained")
         return
-    print(f"images    {sum(n)}: {several(n, 40, ' ')}; min/max = {min(n) / max(n):.4g} where tau = "
-          f"{settings['tau']:g}")
-    warn_short_classes(settings)
+    print(f"images    {sum(n)}: {several(n, 40, ' ')}; min/max = {min(n) / max(n):.4g} where "
+          f"{data.tau_words(settings['tau'])}")
+    warn_short_classes(dataset, settings)
     shapes = [f"{name} {tuple(p.shape)}" for name, p in learned.items()]
     print(f"trains    {sum(p.numel() for p in learned.values()):,} numbers in {len(learned)} "
           f"tensors: {several(shapes, 4, ', ')}")
@@ -233,11 +234,11 @@ def several(words, most, between):
     return between.join([*map(str, words[:most]), *more])
 
 
-def warn_short_classes(settings):
+def warn_short_classes(dataset, settings):
     shuffle_seed = settings["draw_seed"] if settings["shuffle_classes"] else None
     names, n = settings["trained_classes"], settings["class_counts"]
-    asked = data.class_counts(len(n), settings["shots"], settings["tau"], shuffle_seed,
-                              settings["images"])
+    asked = data.asked_counts(dataset, range(len(n)), settings["shots"], settings["tau"],
+                              shuffle_seed, settings["images"])
     short = [name for name, have, want in zip(names, n, asked, strict=True) if have < want]
     if short:
         print(f"warning: {len(short)} classes have fewer images than asked for and give all they "
@@ -289,19 +290,12 @@ def describe(args, names, n):
     models = [*clip_model.MODELS, "tiny"]
     kept = {name: value for name, value in vars(args).items()
             if name not in ("out", "quiet", "in_grid", "more_name")}
-    return {**kept, "backbone": full_path(args.backbone, models),
-            "dataset": full_path(args.dataset, data.NAMES),
-            "data_root": full_path(args.data_root, ()),
-            "classnames_file": full_path(args.classnames_file, ()),
+    return {**kept, "backbone": runs.full_path(args.backbone, models),
+            "dataset": runs.full_path(args.dataset, data.NAMES),
+            "data_root": runs.full_path(args.data_root, ()),
+            "classnames_file": runs.full_path(args.classnames_file, ()),
             "label": args.method + " + NPT" * args.npt + " + LA" * args.logit_adjust,
             "trained_classes": names, "class_counts": n}
-
-
-def full_path(name, known):
-    """So that a run can be evaluated from another working directory."""
-    if name is None or name in known:
-        return name
-    return str(Path(name).expanduser().resolve())
 
 
 def save_prompts(folder, learner, settings):
@@ -378,9 +372,10 @@ def parser():
     add = p.add_argument_group("training set, Sec. 5").add_argument
     add("--dataset", nargs="+", default=["world"],
         help=f"{', '.join(data.NAMES)}, a folder of pictures, or all: the eleven (world)")
-    add("--tau", type=number(1e-9, 1), nargs="+", default=[1.0],
-        help="min n_k / max n_k; 1 is balanced, smaller is longer-tailed (1)")
-    add("--shots", type=whole(1), default=16, help="images of the largest class (%(default)s)")
+    add("--tau", type=number(1e-9, 1), nargs="+", default=[None],
+        help="min n_k / max n_k; 1 is balanced, smaller is longer-tailed (1; a folder of one's own "
+             "without --shots keeps its own counts)")
+    add("--shots", type=whole(1), help="images of the largest class (16; so a folder with --tau)")
     add("--images", type=whole(1), metavar="N",
         help="N in all, dealt evenly to the classes: a balanced control for a smaller --tau")
     add("--classes", choices=["base", "all"], help="train on the base half or on all classes "
@@ -434,7 +429,7 @@ def parse(argv=None):
         raise ValueError("--ew, --eh and --reduction belong to the terms of NPT: add --npt")
     if True not in args.npt and args.balanced_mi:
         raise ValueError("--balanced-mi belongs to a term of NPT: add --npt")
-    if args.images and args.tau != [1.0]:
+    if args.images and args.tau not in ([None], [1.0]):
         raise ValueError("--images makes a balanced set, without --tau: leave one of them out")
     several_values = [axis for axis in AXES if len(getattr(args, axis)) > 1]
     plan = {}
@@ -443,6 +438,7 @@ def parse(argv=None):
         if several_values:
             forget_what_does_not_matter(one, args)
         check(one)
+        one.shots, one.tau = data.settled(one.dataset, one.shots, one.tau, one.images)
         one.draw_seed = one.seed if one.draw_seed is None else one.draw_seed
         one.more_name = [f"{axis}{getattr(one, axis):g}" for axis in ("w1", "w2", "lr")
                          if axis in several_values and getattr(one, axis) is not None]
@@ -455,7 +451,7 @@ def forget_what_does_not_matter(one, args):
     """In a grid: w_1, w_2 without NPT, and what zero-shot CLIP has not."""
     if one.method == "zeroshot":
         one.class_specific = one.logit_adjust = False
-        one.npt, one.tau, one.lr = False, 1.0, None
+        one.npt, one.tau, one.lr = False, None, None
         one.epochs = one.batch_size = one.n_ctx = one.ctx_init = one.prompt_depth = None
     if not one.npt:
         one.w1, one.w2, one.balanced_mi = None, None, False

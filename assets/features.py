@@ -82,7 +82,7 @@ class FrozenFeatures:
         view = data.transform(clip.visual.resolution, train=False)
         stats = [(name, self.dataset.path(name).stat()) for name, _ in self.dataset.test]
         words = [str(view), str(clip.logit_scale.device.type), torch.__version__,
-                 torchvision.__version__, PIL.__version__, str(self.dataset.exif),
+                 torchvision.__version__, PIL.__version__, str(self.dataset.own),
                  clip_model.checksum(clip.visual.state_dict()),
                  *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
@@ -110,3 +110,24 @@ def export(path, scored, learner, settings, dataset, parts):
                 temperature=float(learner.clip.temperature))
     files.write(path, content.getvalue())
     print(f"saved in {path}: {len(pictures)} images, {K} classes")
+
+
+@torch.no_grad()
+def export_texts(path, learner, settings):
+    """The class texts of a run as a .npz file: g (K, d) float32, of length 1, and classnames (K,).
+
+    A photo's probabilities are softmax(z @ g.T / temperature), z its image features of length 1.
+    """
+    if learner.per_image:
+        raise ValueError("CoCoOp makes its class texts anew for each image: there are none to "
+                         "write; use --image, or train coop")
+    g, content = learner.text_features().float().cpu().numpy(), io.BytesIO()
+    numpy.savez(content, g=g, classnames=learner.classnames, method=settings["method"],
+                temperature=float(learner.clip.temperature), backbone=settings["backbone"],
+                prompts=[learner.show_prompt(name) for name in learner.classnames])
+    files.write(path, content.getvalue())
+    tower = "classify with CLIP's own image features"
+    if not learner.frozen_images:
+        tower = ("MaPLe's image tower is tuned too, so with CLIP's own image features they do not "
+                 "classify as this run does")
+    print(f"saved in {path}: {len(g)} class texts; {tower}")

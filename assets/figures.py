@@ -157,7 +157,7 @@ def projection(texts, images):
 def gather(panel, run, which, data_root):
     """The features of one panel, {"z": (N, d), "y", "g": (K, d), "names", "part", "title"}."""
     learner, settings = evaluate.load_run(run["folder"])
-    dataset = evaluate.load_dataset(run["folder"], settings, data_root or settings["data_root"])
+    dataset = evaluate.load_dataset(run["folder"], settings, data_root)
     parts = evaluate.tested_classes(dataset, settings, which, run["folder"])
     part, labels = list(parts.items())[-1]                      # novel where there is such a one
     name, n = run["folder"].name, settings["class_counts"]

@@ -1,9 +1,10 @@
 """What a run leaves and how runs add up: its log, its folder, its result; grids of runs.
 
 A run works in its folder from the start. run.json says what it is, state.pt how far it is, and
-result.json is written last, so a folder with it is finished. A killed run goes on from state.pt bit
-for bit. While a process works in a folder it holds its lock, which the system frees with the
-process; so several processes can share a grid.
+result.json is written last, so a folder with it is finished. Of one's own photos, split.json keeps
+which train and which test. A killed run goes on from state.pt bit for bit. While a process works in
+a folder it holds its lock, which the system frees with the process; so several processes can share
+a grid.
 """
 import contextlib
 import io
@@ -29,7 +30,8 @@ from assets import files
 TERMS = ("loss", "l_clip", "l_lc", "l_mi")
 HISTORY = ("delta_lcd", "lc_shared", "lc_unequal", "delta_mid", "feature_collapse",
            "prototype_collapse", "classifier_collapse", "accuracy")
-FILES = ("result.json", "run.json", "drawn.csv", "log.csv", "history.csv", "prompts.pt", "state.pt")
+FILES = ("result.json", "run.json", "split.json", "drawn.csv", "log.csv", "history.csv",
+         "prompts.pt", "state.pt")
 LOCK = ".lock"
 PLACES = ("data_root", "device")        # may differ when a run goes on
 READ_STEPS, SAVE_SECONDS = 20, 10.0     # how often terms are read and the state is kept
@@ -178,7 +180,8 @@ def places(args, dataset):
 def default_name(args, dataset_name):
     words = [dataset_name, args.method]
     words += ["npt"] * args.npt + ["la"] * args.logit_adjust
-    words += [f"tau{args.tau:g}"] if args.method != "zeroshot" else []
+    tau = "natural" if args.tau is None else f"tau{args.tau:g}"
+    words += [tau] if args.method != "zeroshot" else []
     return "-".join([*words, f"seed{args.seed}", *args.more_name])
 
 
@@ -261,6 +264,13 @@ def write_json(path, content):
 
 
 # What is kept of a run -------------------------------------------------------------------------
+
+def full_path(name, known):
+    """So that a run can be evaluated from another working directory; known: names, not paths."""
+    if name is None or name in known:
+        return name
+    return str(Path(name).expanduser().resolve())
+
 
 def circumstances(learner, dataset):
     """What else decided about the numbers."""

@@ -109,7 +109,10 @@ def read_numbers(folder, result, task):
 
 def read_run(folder, task):
     """What a run says of a task. ValueError, one line, where its files are missing or damaged."""
-    result = checked("result.json", read_json(folder / "result.json"), RESULT)
+    result = read_json(folder / "result.json")
+    if isinstance(result, dict) and result.get("tau", 1) is None:
+        raise ValueError("its folder's own counts were kept, and tables have a tau: give it --tau")
+    result = checked("result.json", result, RESULT)
     facts = result
     if (folder / "run.json").exists():                      # it holds every option
         facts = read_json(folder / "run.json") | result

@@ -47,7 +47,14 @@ import clip_model
 import data
 import evaluate
 import train
-from assets import laboratory, make_bpe_merges, make_imagenet_names, train_tiny_clip, world
+from assets import (
+    datasets,
+    laboratory,
+    make_bpe_merges,
+    make_imagenet_names,
+    train_tiny_clip,
+    world,
+)
 
 KINDS = ("clean or right", "plausible", "changed numbers", "traceback", "other")
 LONGEST_LINE, SLOW = 1200, 25.0             # characters, seconds
@@ -284,7 +291,8 @@ def state_damaged(raw, rng):
 def small_weights(path):
     """A small CLIP that holds the vectors of a few words only."""
     state = hash_state(vl=1, tl=2)
-    ids = sorted({49406, 49407, *(i for word in WORDS.split()
+    words = " ".join([WORDS, *datasets.EUROSAT.values()])
+    ids = sorted({49406, 49407, *(i for word in words.split()
                                   for i in clip_model.prompt_ids(word))})
     state["token_embedding.words"] = torch.tensor(ids)
     state["token_embedding.weight"] = state["token_embedding.weight"][ids]

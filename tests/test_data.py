@@ -654,10 +654,10 @@ def test_own_folder_zoo(tmp_path):
     names = zoo(root)
     write(root, {"notes.txt": "not a picture", "zoo/list.csv": "1,2", ".hidden/x.jpg": "no"})
     dataset = data.load(str(root))
-    assert dataset.classnames == sorted(names) and dataset.name == "my pets" and dataset.exif
+    assert dataset.classnames == sorted(names) and dataset.name == "my pets" and dataset.own
     assert not dataset.base_novel and not dataset.official_split and "seed 1" in dataset.split
     sizes = [len(part) for part in (dataset.train, dataset.val, dataset.test)]
-    assert sizes == [72, 24, 48]                            # 6, 2, 4 a class
+    assert sizes == [84, 0, 60]                             # 7 and 5 a class
     assert any("2 files that are no pictures" in note and "notes.txt" in note
                for note in dataset.notes)
     for picture, label in dataset.train + dataset.val + dataset.test:
@@ -692,7 +692,7 @@ def test_exif_turns_own_pictures_only(tmp_path):
     root = write(tmp_path, {f"{key}/{i}.jpg": turned for key in ("a", "b") for i in range(4)})
     own = data.load(str(root))
     assert own.open(own.train[0][0]).size == (8, 12)
-    own.exif = False                                        # CoOp's datasets
+    own.own = False                                         # CoOp's datasets
     assert own.open(own.train[0][0]).size == (12, 8)
 
 
@@ -885,7 +885,7 @@ def test_own_folder_small_classes_keep_a_test_picture(tmp_path):
     dataset = data.load(own(tmp_path, two=2, three=3, four=4, five=5))
     counts = [[Counter(label for _, label in items)[k] for k in range(4)]   # five four three two
               for items in (dataset.train, dataset.val, dataset.test)]
-    assert counts == [[2, 2, 2, 1], [1, 1, 0, 0], [2, 1, 1, 1]]
+    assert counts == [[3, 2, 2, 1], [0] * 4, [2, 2, 1, 1]]
 
 
 def test_own_class_names_from_a_file(tmp_path):
@@ -1000,7 +1000,7 @@ def test_world_is_a_dataset_like_the_others(monkeypatch):
     assert (dataset.train, dataset.test, dataset.classnames) == (items, items[::-1], ["a", "b"])
     assert dataset.open("a.png").mode == "RGB" and dataset.crop_scale == (0.5, 1.0)
     assert data.missing(dataset, items) == []
-    assert dataset.base_novel and not dataset.exif and not dataset.test_only
+    assert dataset.base_novel and not dataset.own and not dataset.test_only
 
 
 def test_help_says_what_is_taken_where_an_option_is_absent(capsys):

@@ -224,10 +224,10 @@ def test_a_folder_that_another_process_works_in(quick):
     with FileLock("run/.lock"):
         assert "run: another process works on this run" in refused(*words, "--out", "run")
     done(*words, "--out", "run")                    # the owner is gone
-    Path("runs/pets-coop-tau1-seed1").mkdir(parents=True)
-    with FileLock("runs/pets-coop-tau1-seed1/.lock"):
+    Path("runs/pets-coop-natural-seed1").mkdir(parents=True)
+    with FileLock("runs/pets-coop-natural-seed1/.lock"):
         done(*words)                                # by default the next number is taken
-    assert (Path("runs/pets-coop-tau1-seed1-2") / "result.json").is_file()
+    assert (Path("runs/pets-coop-natural-seed1-2") / "result.json").is_file()
 
 
 def test_a_place_that_cant_be_is_refused_and_not_numbered(quick):
@@ -266,8 +266,8 @@ def test_what_is_saved_is_of_one_step(at, undisturbed, monkeypatch):
 
 def test_a_grid_leaves_a_run_to_the_process_that_has_it(quick):
     words = ["--method", "coop", *quick, "--seed", "1", "2", "--out", "g"]
-    Path("g/pets-coop-tau1-seed1").mkdir(parents=True)
-    with FileLock("g/pets-coop-tau1-seed1/.lock"):
+    Path("g/pets-coop-natural-seed1").mkdir(parents=True)
+    with FileLock("g/pets-coop-natural-seed1/.lock"):
         assert "1 of 2 runs are finished in g; another process works on 1" in done(*words)
     assert "2 of 2 runs are finished in g" in done(*words)
 
@@ -334,7 +334,7 @@ def test_a_grid_skips_what_is_finished_and_names_what_fails(quick, monkeypatch):
     monkeypatch.setattr(train, "train", failing)
     code, out, err = call(train.main, *words)
     assert code == 1 and "3 of 4 runs are finished in g" in out
-    assert "failed: pets-coop-tau1-seed2: l_clip became nan" in err and "Traceback" not in err
+    assert "failed: pets-coop-natural-seed2: l_clip became nan" in err and "Traceback" not in err
     before = files(Path("g"))
     trained = []
     monkeypatch.setattr(train, "train", lambda *a: trained.append(a[3].seed) or real(*a))
@@ -354,13 +354,13 @@ def test_a_grid_refuses_two_runs_of_one_name(at):
     for place in ("here", "there"):
         write_classes(at / place / "birds", {"hen": 5, "duck": 5})
     line = refused("--dataset", "here/birds", "there/birds", "--out", "g")
-    assert "two runs of this grid would be named birds-maple-tau1-seed1" in line
+    assert "two runs of this grid would be named birds-maple-natural-seed1" in line
 
 
 def test_a_run_of_a_grid_is_the_run_by_itself(quick):
     done("--method", "coop", *quick, "--seed", "1", "2", "--out", "g")
     done("--method", "coop", *quick, "--seed", "2", "--out", "one")
-    assert run_files("g/pets-coop-tau1-seed2") == run_files("one")
+    assert run_files("g/pets-coop-natural-seed2") == run_files("one")
 
 
 # Shared features -------------------------------------------------------------------------------
@@ -377,20 +377,20 @@ def test_frozen_features_are_made_once_for_a_grid(quick, monkeypatch):
     seen = encoded(monkeypatch)
     done("--method", "zeroshot", "coop", "cocoop", *quick, "--seed", "1", "--draw-seed", "1",
          "--out", "g")
-    assert seen == [6]                              # 3 classes, 8 pictures: 4 train, 2 val, 2 test
+    assert seen == [9]                                      # 3 classes, 8 pictures: 5 train, 3 test
     done("--method", "maple", *quick, "--out", "g/maple")
-    assert seen == [6, 6]                           # MaPLe's own; its zero-shot column is shared
+    assert seen == [9, 9]                           # MaPLe's own; its zero-shot column is shared
     kept, = Path("g/features").iterdir()
     for damage in (b"", b"nonsense", kept.read_bytes()[:-400]):
         whole = kept.read_bytes()
         kept.write_bytes(damage)
         seen.clear()
         done("--method", "coop", *quick, "--out", f"g/{len(damage)}")
-        assert seen == [6] and kept.read_bytes() == whole       # made anew, the same
+        assert seen == [9] and kept.read_bytes() == whole       # made anew, the same
     saved = torch.load(kept, weights_only=True)
     torch.save(saved | {"z": saved["z"].flip(0)}, kept)         # well-formed, of other pictures
     done("--method", "coop", *quick, "--seed", "1", "--out", "g/flipped")
-    assert seen == [6, 6]
+    assert seen == [9, 9]
     assert run_files("g/flipped")["result.json"] == run_files("g/0")["result.json"]
 
 
@@ -429,7 +429,7 @@ def test_batches_do_not_depend_on_workers_or_on_the_start(at, archive):
     folder = write_classes(at / "pets", {"cat": 70, "dog": 70})
     dataset = data.load(folder)
     items = dataset.train
-    assert len(items) == 70
+    assert len(items) == 84
 
     def batches(start=0, workers=0, seed=3):
         torch.rand(1)
@@ -438,9 +438,9 @@ def test_batches_do_not_depend_on_workers_or_on_the_start(at, archive):
                                              num_workers=workers)
         return [(x, y.tolist()) for x, y in loader]
     whole = batches()
-    assert len(whole) == 16 == 2 * data.steps(70, 8)
+    assert len(whole) == 20 == 2 * data.steps(84, 8)
     for other, start in ((batches(workers=2), 0), (batches(start=11), 11)):
         for (a, y), (b, v) in zip(whole[start:], other, strict=True):
             assert torch.equal(a, b) and y == v
     assert not torch.equal(whole[0][0], batches(seed=4)[0][0])
-    assert whole[0][1] != whole[8][1] or not torch.equal(whole[0][0], whole[8][0])
+    assert whole[0][1] != whole[10][1] or not torch.equal(whole[0][0], whole[10][0])

@@ -541,7 +541,7 @@ def test_pictures_that_cannot_be_read_are_listed_before_training(at, archive):
     for name in broken:
         (pictures / name).write_bytes(b"\x89PNG\r\n\x1a\n broken")
     line = refused("--method", "coop", "--dataset", pictures, "--backbone", archive, "--out", "run")
-    assert "6 of 9 pictures can't be used" in line and "cat_" in line and "and 1 more" in line
+    assert "8 of 12 pictures can't be used" in line and "cat_" in line and "and 3 more" in line
     assert sorted(p.name for p in at.iterdir()) == ["pets"]
 
 
@@ -627,8 +627,8 @@ def test_near_chance_is_below_one_and_a_half_of_it(at, archive, monkeypatch, acc
 
 
 def test_a_class_with_fewer_images_gives_all_and_the_run_says_so(at, archive):
-    # half of each is for training
-    pictures = write_classes(at / "pets", {"cat": 12, "dog": 6, "fox": 4})
+    # 60 % of each are for training
+    pictures = write_classes(at / "pets", {"cat": 12, "dog": 5, "fox": 4})
     words = ["--method", "coop", "--epochs", 1, "--n-ctx", 1, "--dataset", pictures, "--shots", 5,
              "--backbone", archive]
     printed = done(*words, "--out", "run")
@@ -641,7 +641,7 @@ def test_a_class_with_fewer_images_gives_all_and_the_run_says_so(at, archive):
     printed = done(*words, "--tau", .4, "--out", "dealt", "--shuffle-classes", "--draw-seed", 2)
     asked = [5, 3, 2]
     random.Random(2).shuffle(asked)
-    n = [min(a, have) for a, have in zip(asked, (6, 3, 2), strict=True)]
+    n = [min(a, have) for a, have in zip(asked, (7, 3, 2), strict=True)]
     short = [name for name, a, have in zip(("cat", "dog", "fox"), asked, n, strict=True)
              if have < a]
     assert json.loads(Path("dealt/result.json").read_text())["class_counts"] == n
@@ -654,14 +654,14 @@ def test_two_classes_of_one_name_keep_their_counts(at, archive):
     Path("names.tsv").write_text("n1\tmissile\nn2\tmissile\nn3\ttank\n")
     done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", pictures,
          "--backbone", archive, "--out", "run", "--classnames", "names.tsv", "--shots", 8)
-    assert json.loads(Path("run/result.json").read_text())["class_counts"] == [8, 4, 4]
+    assert json.loads(Path("run/result.json").read_text())["class_counts"] == [8, 5, 5]
 
 
 def test_zeroshot_trains_nothing(at, archive):
     pictures = write_classes(at / "pets", {"cat": 8, "dog": 8})
     printed = done("--method", "zeroshot", "--dataset", pictures, "--backbone", archive,
                    "--out", "run")
-    assert sorted(files(Path("run"))) == ["prompts.pt", "result.json", "run.json"]
+    assert sorted(files(Path("run"))) == ["prompts.pt", "result.json", "run.json", "split.json"]
     result = json.loads(Path("run/result.json").read_text())
     assert all(result[key] == value for key, value in result["zeroshot"].items())
     assert torch.load("run/prompts.pt", weights_only=True)["learned"] == {}
@@ -716,7 +716,7 @@ def test_own_folder_is_halved_only_where_asked(at, archive):
     pictures = write_classes(at / "Wörter und Bilder", {"ä b": 8, "c": 8, "d": 8})
     words = ["--method", "maple", "--epochs", 1, "--dataset", pictures, "--backbone", archive]
     done(*words, "--classes", "base")
-    result = json.loads(Path("runs/Wörter und Bilder-maple-tau1-seed1/result.json").read_text())
+    result = json.loads(Path("runs/Wörter und Bilder-maple-natural-seed1/result.json").read_text())
     assert len(result["class_counts"]) == 2
     assert None not in (result["base"], result["novel"], result["harmonic_mean"])
     assert "all" not in result
@@ -768,7 +768,7 @@ def test_nothing_is_written_outside_the_run_folder(quick, at):
     features, = Path("deep/er/features").iterdir()                      # kept for the next run
     assert {name for name in after if name not in before} == {str(features), *(
         f"deep/er/run/{n}" for n in ("drawn.csv", "log.csv", "prompts.pt", "result.json",
-                                     "run.json"))}
+                                     "run.json", "split.json"))}
     assert all(after[name] == value for name, value in before.items())
     assert sorted(p.name for p in at.iterdir()) == ["deep", "pets"]
 
@@ -781,7 +781,7 @@ def test_a_finished_run_is_not_overwritten(quick):
     done(*quick)
     done(*quick)                                    # without --out the next one is numbered
     assert {p.name for p in Path("runs").iterdir()} == {
-        "pets-coop-tau1-seed1", "pets-coop-tau1-seed1-2", "features"}
+        "pets-coop-natural-seed1", "pets-coop-natural-seed1-2", "features"}
 
 
 def test_out_that_cannot_become_a_run_is_refused_before_training(quick, monkeypatch, at):
