@@ -16,9 +16,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
-import evaluate
 import losses
-from assets import files
+from assets import files, measures
 
 CSV = Path(__file__).with_name("free_features.csv")
 D, STEPS, RATE = 512, 400, 0.02                             # CLIP's size; Adam, cosine to 0
@@ -63,7 +62,7 @@ def measured(g, z, n, lam):
     """COLUMNS from the fifth on. Rare are few-shot classes; in a balanced set the same places."""
     K, y = len(g), torch.arange(len(g))
     counts = data.class_counts(K, 16, 0.01)
-    rare = torch.tensor([evaluate.group_of(count) == "few" for count in counts])
+    rare = torch.tensor([measures.group_of(count) == "few" for count in counts])
     p = losses.class_probabilities(z, g, lam).diagonal()
     return (mean_cosine(g[rare]), mean_cosine(g[~rare]), losses.delta_lcd(g).item(),
             losses.lc_parts(g)[1].item(), losses.delta_mid(z, g, y).item(),

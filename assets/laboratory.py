@@ -32,7 +32,7 @@ import evaluate
 import losses
 import prompts
 import train
-from assets import features, files, world
+from assets import features, files, measures, world
 
 CSV, PAGE, CRITERIA = (Path(__file__).with_name(name) for name in (
     "laboratory.csv", "laboratory.md", "criteria.txt"))
@@ -181,7 +181,7 @@ def of_groups(folder, result):
 def groups(tau, seed, K=12):
     """{"many", "medium", "few": the world's base classes}, of the long-tailed set of a seed."""
     n = data.class_counts(K, 16, tau if tau < 1 else 0.01, seed)
-    return {group: [k for k in range(K) if evaluate.group_of(n[k]) == group] for group in RECALLS}
+    return {group: [k for k in range(K) if measures.group_of(n[k]) == group] for group in RECALLS}
 
 
 def unpacked(bits, K):

@@ -279,7 +279,7 @@ def test_criteria_by_hand():
 
 
 def results_of(**cells):
-    """Results of hand-made cells {tau: {seed: (base bits, novel bits)}} of MaPLe, 12 x 50 images."""
+    """Results of hand-made cells, off and on = {seed: (base bits, novel bits)}, 12 x 50 images."""
     done = {}
     for npt, by_seed in cells.items():
         for seed, rows in by_seed.items():
