@@ -359,7 +359,7 @@ def run(args):
         done = collect(PILOTS, args.processes)
         found = geometry()
         lift = [done[key]["base"] - found["base"] for key in planned(["pilot-balanced"])]
-        text = criteria(found, lift) + page.pilot(page.Results(done))
+        text = criteria(found, lift) + page.pilot(page.Results(done, pilot=True))
         files.write(CRITERIA, text)
         print(text, end="")
         return
