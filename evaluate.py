@@ -24,7 +24,7 @@ import clip_model
 import data
 import losses
 import prompts
-from assets import features, files, saved
+from assets import checkpoints, features, files, saved
 
 TASKS = {                       # --task: the paper's targets where --targets names none
     "base-to-novel": [],
@@ -232,7 +232,9 @@ def evaluate_classes(learner, dataset, labels, trained, out, frozen):
 
 
 def group_of(count):
-    """Many, medium, few or unseen, by a class's training images."""
+    """Many, medium, few or unseen, by a class's training images; unknown where they are None."""
+    if count is None:
+        return "unknown"
     if count >= MANY:
         return "many"
     if count > FEW:
@@ -347,7 +349,7 @@ def add_machine_arguments(add, data_root="data"):
 def parse(argv=None):
     p = files.Parser(description="Evaluate a finished run. It never trains.")
     add = p.add_argument
-    add("run", type=Path, nargs="+", help="folder that train.py made; with --table several, or "
+    add("run", type=Path, nargs="*", help="folder that train.py made; with --table several, or "
                                           "folders of them")
     add("--table", type=int, choices=[1, 2, 3, 4],
         help="the paper's table from these runs, the printed values beside it")
@@ -364,11 +366,13 @@ def parse(argv=None):
     add("--out", type=Path, help="folder for the CSV files (evaluation/ in the run's folder); with "
                                  "--table a file (printed)")
     add_machine_arguments(add, data_root=None)
+    checkpoints.add_options(p.add_argument_group("of CoOp's, CoCoOp's, MaPLe's code").add_argument)
     return p.parse_args(argv)
 
 
 def check(args):
     """Refuse options that do not go together."""
+    checkpoints.check(args)
     if len(args.run) > 1 and not args.table:
         raise ValueError("several runs go with --table; evaluate them one by one otherwise")
     if args.classnames and not args.image:
@@ -415,10 +419,13 @@ def run(args):
     if args.table:
         from assets import tables
         return tables.show_table(args.table, args.run, args.format or "text", args.out)
-    args.run, = args.run
+    args.run, = args.run or [checkpoints.place(args)]
     names = read_classnames(args.classnames) if args.classnames else None
     device, dtype = clip_model.pick_device(args.device), getattr(torch, args.precision)
-    learner, settings = load_run(args.run, device, dtype, names)
+    if args.checkpoint:
+        learner, settings = checkpoints.load(args, device, dtype, names)
+    else:
+        learner, settings = load_run(args.run, device, dtype, names)
     out, data_root = args.out or args.run / "evaluation", args.data_root or settings["data_root"]
     if args.image:
         for path, answer in zip(args.image, classify(learner, args.image), strict=True):
@@ -442,8 +449,8 @@ def run(args):
         asked = args.targets or TASKS[args.task]
         targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
         results = transfer(learner, settings, targets, data_root, out, kept)
-    found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
-             "results": results}
+    found = {"run": str(args.checkpoint or args.run), "task": args.task,
+             "label": settings["label"], **facts, "results": results}
     files.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
     print(f"per-class recall, predictions and confusion: {out}")
     return None
