@@ -114,7 +114,7 @@ def measure(learner, z, y, batch_size=100):
         probabilities.append(losses.class_probabilities(z_b, g, lam))               # Eq. (1)
         mid = losses.delta_mid(z_b, g, y_b)
         sums.append(len(z_b) * torch.cat([of_texts, mid[None]]))
-    means = (torch.stack(sums).double().sum(dim=0) / len(z)).tolist()
+    means = (torch.stack(sums).cpu().double().sum(dim=0) / len(z)).tolist()     # mps has no float64
     probabilities = finite(torch.cat(probabilities).cpu())
     right = (probabilities.argmax(dim=1) == y.cpu()).double().mean().item()
     numbers = dict(zip((*OF_TEXTS, "delta_mid"), means, strict=True)) | {"accuracy": 100 * right}
