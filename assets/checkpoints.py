@@ -24,7 +24,6 @@ Open point: a file doesn't say where the class name stands in CoOp's prompt. Her
 as in the papers' scripts.
 """
 import json
-import pickle
 import re
 import sys
 from pathlib import Path
@@ -106,7 +105,7 @@ def read(path):
 def reason(error):
     """Why torch.load refused a file, as an end of a line."""
     asked = re.search(r"GLOBAL (\S+)", str(error))
-    if asked and isinstance(error, pickle.UnpicklingError):
+    if asked:
         return (f"asks to run {asked[1][:80]}, which learned tensors have no need of; nothing in "
                 "it was run. Get the file from where you trust it")
     return ("not a checkpoint, or a damaged one; expected a dictionary with state_dict, as "
