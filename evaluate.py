@@ -27,7 +27,7 @@ import clip_model
 import data
 import losses
 import prompts
-from assets import features, files, measures, photos, report, saved
+from assets import checkpoints, features, files, measures, photos, report, saved
 
 TASKS = {                       # --task: the paper's targets where --targets names none
     "base-to-novel": [],
@@ -118,7 +118,7 @@ def measure(learner, z, y, batch_size=100):
         probabilities.append(losses.class_probabilities(z_b, g, lam))               # Eq. (1)
         mid = losses.delta_mid(z_b, g, y_b)
         sums.append(len(z_b) * torch.cat([of_texts, mid[None]]))
-    means = (torch.stack(sums).double().sum(dim=0) / len(z)).tolist()
+    means = (torch.stack(sums).cpu().double().sum(dim=0) / len(z)).tolist()     # mps has no float64
     probabilities = measures.finite(torch.cat(probabilities).cpu())
     right = probabilities.argmax(dim=1) == y.cpu()
     numbers = dict(zip((*OF_TEXTS, "delta_mid"), means, strict=True))
@@ -288,7 +288,7 @@ def add_machine_arguments(add, data_root="data"):
 def parse(argv=None):
     p = files.Parser(description="Evaluate a finished run. It never trains.")
     add = p.add_argument
-    add("run", type=Path, nargs="+", help="folder that train.py made; with --table several, or "
+    add("run", type=Path, nargs="*", help="folder that train.py made; with --table several, or "
                                           "folders of them")
     add("--table", type=int, choices=[1, 2, 3, 4],
         help="the paper's table from these runs, the printed values beside it")
@@ -309,11 +309,13 @@ def parse(argv=None):
     add("--out", type=Path, help="folder for the CSV files (evaluation/ in the run's folder); with "
                                  "--table or --image a file (printed)")
     add_machine_arguments(add, data_root=None)
+    checkpoints.add_options(p.add_argument_group("of CoOp's, CoCoOp's, MaPLe's code").add_argument)
     return p.parse_args(argv)
 
 
 def check(args):
     """Refuse options that do not go together."""
+    checkpoints.check(args)
     if len(args.run) > 1 and not args.table:
         raise ValueError("several runs go with --table; evaluate them one by one otherwise")
     if args.classnames and not (args.image or args.texts):
@@ -365,10 +367,13 @@ def run(args):
     if args.table:
         from assets import tables
         return tables.show_table(args.table, args.run, args.format or "text", args.out)
-    args.run, = args.run
+    args.run, = args.run or [checkpoints.place(args)]
     names = read_classnames(args.classnames) if args.classnames else None
     device, dtype = clip_model.pick_device(args.device), getattr(torch, args.precision)
-    learner, settings = load_run(args.run, device, dtype, names)
+    if args.checkpoint:
+        learner, settings = checkpoints.load(args, device, dtype, names)
+    else:
+        learner, settings = load_run(args.run, device, dtype, names)
     out = args.out or args.run / "evaluation"
     if args.image:
         return photos.predict(learner, args.image, args.out)
@@ -392,8 +397,8 @@ def run(args):
         targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
         data_root = args.data_root or settings["data_root"]
         results = transfer(learner, settings, targets, data_root, out, kept)
-    found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
-             "results": results}
+    found = {"run": str(args.checkpoint or args.run), "task": args.task,
+             "label": settings["label"], **facts, "results": results}
     files.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
     print(f"per-class recall, predictions and confusion: {out}")
     if args.report:

@@ -119,6 +119,8 @@ def exit_code(job, interrupted="interrupted; nothing unfinished was kept"):
         code[0] = 143
         raise KeyboardInterrupt
 
+    if getattr(sys.stdout, "errors", "") == "strict":   # a console that lacks some letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     with contextlib.suppress(ValueError):               # only a main thread may set it
         signal.signal(signal.SIGTERM, stop)
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:

@@ -87,7 +87,9 @@ def recalls(y, predicted, K):
 
 
 def group_of(count):
-    """Many, medium, few or unseen, by a class's training images."""
+    """Many, medium, few or unseen, by a class's training images; unknown where they are None."""
+    if count is None:
+        return "unknown"
     if count >= MANY:
         return "many"
     if count > FEW:

@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import csv
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -158,6 +157,8 @@ def peak_memory(device):
     """Of the whole process, in megabytes; on a GPU what torch took there."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2 ** 20
+    import resource  # Windows has none
+
     units = 2 ** 20 if sys.platform == "darwin" else 2 ** 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
 

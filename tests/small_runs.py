@@ -80,4 +80,5 @@ def read(path):
 def files(folder):
     """{path in the folder: sum of its bytes}."""
     found = [p for p in folder.rglob("*") if p.is_file()]
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in found}

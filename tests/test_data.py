@@ -833,6 +833,7 @@ def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["x.csv"] and path.read_bytes() == b"\x00\xff"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="it has no /dev/null")
 def test_write_replaces_plain_files_only(tmp_path):
     for path in ("/dev/null", tmp_path):
         with pytest.raises(ValueError, match=f"{path}: not a plain file"):

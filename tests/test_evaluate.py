@@ -71,7 +71,7 @@ def slow_predictions(learner, folder, names, template=None):
                 k = (textbook.G_v(weights, image) @ g.T).argmax().item()
             else:
                 k = textbook.forward(learner, image)[0].argmax().item()
-        predicted[str(path.relative_to(folder))] = names[k]
+        predicted[path.relative_to(folder).as_posix()] = names[k]
     return predicted
 
 

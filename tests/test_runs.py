@@ -115,6 +115,10 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
+
+
+@SIGNALS
 @pytest.mark.parametrize("kind, number", [("before", 1), ("before", 2), ("after", 3), ("before", 9),
                                           ("before", 48), ("before", 49), ("after", 49),
                                           ("before", 50), ("after", 50)])
@@ -146,6 +150,7 @@ def test_sigkill_again_and_again(at, undisturbed):
     assert run_files("run") == undisturbed
 
 
+@SIGNALS
 def test_ctrl_c_leaves_at_once_with_one_line(at):
     process = subprocess.Popen([sys.executable, SCRIPT, *WORLD, "--epochs", "2000", "--out", "run"],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
