@@ -100,7 +100,7 @@ def group_of(count):
 def group_recalls(group, recall, n):
     """{group: {"classes", "recall"}} over the classes with test images, many first."""
     groups = {}
-    for name in ("many", "medium", "few", "unseen"):
+    for name in ("many", "medium", "few", "unseen", "unknown"):
         inside = torch.tensor([g == name and m > 0 for g, m in zip(group, n, strict=True)])
         if inside.any():
             groups[name] = {"classes": int(inside.sum()), "recall": recall[inside].mean().item()}

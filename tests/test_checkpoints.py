@@ -90,6 +90,7 @@ def numbers(folder):
     found = json.loads((folder / "base-to-novel.json").read_text(encoding="utf-8"))["results"]
     for part in ("base", "novel"):
         del found[part]["groups"]
+        found[part]["calibration_error"] = found[part]["calibration_error"]["all"]
     return found, [read(folder / part / name) for part in ("base", "novel")
                    for name in ("predictions.csv", "confusion.csv")]
 
