@@ -335,6 +335,23 @@ def test_recall_of_few_has_its_own_images():
     assert [k for k in range(24) if shares[k].any()] == laboratory.groups(0.01, 1)["few"]
 
 
+def test_derived_measures_by_hand():
+    found = page.derived({"cos_few": .5, "cos_all": .3, "delta_lcd": .6, "lc_unequal": .64})
+    assert found == {"cos_gap": pytest.approx(.2), "root": pytest.approx(1.0),
+                     "uneven": pytest.approx(.8 / .45)}
+
+
+def test_zero_shot_is_paired_with_every_seed():
+    rows, more = [[1] * 300 + [0] * 300] * 2, [[1] * 360 + [0] * 240] * 2
+    found = results_of(off={1: more, 2: more})
+    zero, = results_of(off={1: rows}).runs().values()
+    key = tuple(laboratory.setting((page.CELL | {"w1": 0.0, "w2": 0.0} | page.ZERO)[name])
+                for name in laboratory.SETTINGS[:-1])
+    found.cells[key] = {1: zero}
+    interval = found.paired("harmonic_mean", {}, page.ZERO)
+    assert interval.mean == pytest.approx(10) and interval.n == 2
+
+
 def test_within_takes_the_means_of_cells_off():
     x, y = numpy.array([[1., 2, 3], [11, 12, 13]]), numpy.array([[3., 2, 1], [33, 32, 31]])
     assert page.within(x, y) == pytest.approx(-1)
@@ -350,7 +367,9 @@ def test_verdicts_follow_the_interval():
     assert page.Interval(-1.0, 1.5, 8).sign == 0
     assert page.moves(page.Interval(2.0, 1.0, 8)) == "gains 2.0 ± 1.0 points"
     assert page.moves(page.Interval(-2.0, 1.0, 8)) == "loses 2.0 ± 1.0 points"
-    assert page.moves(page.Interval(-1.0, 1.5, 8)) == "moves by -1.0 ± 1.5 points (0 is within)"
+    assert page.moves(page.Interval(-1.0, 1.5, 8)) == "shows no difference (-1.0 ± 1.5)"
+    assert page.Correlation(-.3, -.4, -.1, 8).sign == -1 == -page.Correlation(.3, .1, .4, 8).sign
+    assert page.Correlation(-.3, -.4, .1, 8).sign == 0
 
 
 def test_laboratory_md_is_what_the_script_writes_from_the_csv():
@@ -426,4 +445,4 @@ def test_free_l_lc_ends_at_the_etf_and_free_l_mi_at_the_text():
     g, _, _ = free_features.optimise(5, 1.0, 1.0, 5.0, 0.0)
     assert losses.lcd_rms(g).item() < 0.1                       # from 0.75
     g, z, _ = free_features.optimise(5, 1.0, 1.0, 0.0, 20.0)
-    assert (g * z).sum(dim=1).min().item() > 0.95
+    assert (g * z).sum(dim=1).min().item() > 0.9                # from about 0
