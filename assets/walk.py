@@ -76,7 +76,8 @@ def learned_and_frozen(clip, names):
 
     MaPLe learns b = 2 tokens u for the text tower, anew in each of the first J layers, and for each
     layer a matrix that turns them into visual tokens, v = F(u). Nothing else has a gradient: all of
-    CLIP stays as it was. The random seed matters, as only the first u start at words.
+    CLIP stays as it was. The first u start at words; the deeper u and all F start at random, and
+    so the seed matters.
     """
     torch.manual_seed(1)
     learner = prompts.build("maple", clip, names, n_ctx=2, ctx_init="a photo of a")
@@ -140,10 +141,10 @@ def visual_prompts(W, P, x):
 def text_features(W, t, ends, u):
     """g = G_l(t), the text features
 
-    t walks through the layers of the text tower. In layers 2 to J the two learned positions are
-    filled anew with that layer's u. The vector at the end token is projected to d numbers and
-    divided by its length. The cosine of two classes is then a plain dot product; in a simplex ETF
-    all of them would be mu = -1/(K-1), Eq. (3).
+    t walks through the layers of the text tower. Layer 1 finds its u in t already; in layers 2 to J
+    the two learned positions are filled anew with that layer's u. The vector at the end token is
+    projected to d numbers and divided by its length. The cosine of two classes is then a plain dot
+    product; in a simplex ETF all of them would be mu = -1/(K-1), Eq. (3).
     """
     g = textbook.G_l(W, t, ends, u[1:])                                     # (K, d)
 
@@ -161,10 +162,10 @@ def text_features(W, t, ends, u):
 def image_features(W, x, v, g, y):
     """z = G_v(f), the image features
 
-    f walks through the layers of the image tower, with that layer's v in its last two places in
-    layers 1 to J. The vector at the class token is projected to the same d numbers and divided by
-    its length. Compare an image's cosine with its own text and with the other texts: what counts
-    for a prediction is their difference, not their size.
+    f walks through the layers of the image tower, with that layer's v in its last two places: layer
+    1's are in f already, layers 2 to J fill them anew. The vector at the class token is projected
+    to the same d numbers and divided by its length. Compare an image's cosine with its own text and
+    with the other texts: what counts for a prediction is their difference, not their size.
     """
     z = textbook.G_v(W, x, v)                                               # (N, d)
 
@@ -220,6 +221,7 @@ def equation_5(g):
         print(f"<g_{i + 1}, g_{j + 1}> {miss + mu:.4f}, minus mu {miss:.4f}, squared {miss**2:.4f}")
     shared, unequal = losses.lc_parts(g)
     print(f"... {K * (K - 1)} pairs: sum {K * (K - 1) * l_lc:.4f}, L_LC = mean {l_lc:.4f}")
+    print(f"Delta_LCD = mean of all <g_i, g_j> - mu = {losses.delta_lcd(g):.4f} (Def. 2)")
     print(f"L_LC {l_lc:.4f} = Delta_LCD^2 {shared:.4f} + Var {unequal:.4f}")
     return l_lc
 
@@ -302,8 +304,9 @@ def after_the_step(W, P, learner, x, y, lam, earlier):
 
     The same batch once more. Only tokens and projections were learned, yet every text moved, those
     of classes without an image in this batch too, because all prompts hold the same u. A part of
-    the way is common to all texts: it is the length of the mean move, squared, over the mean
-    squared length. What is common moves all logits of an image alike and changes no prediction.
+    the way is common to all texts: ||mean_k d_k||^2 / mean_k ||d_k||^2, where d_k is the move of
+    g_k; Delta_LCD takes the g_k themselves apart in the same way. What is common moves all logits
+    of an image alike and changes no prediction.
     """
     with torch.no_grad():
         z, g = textbook.maple(W, P, learner.template, learner.classnames, x)
