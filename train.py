@@ -88,11 +88,14 @@ def run(args):
         zeroshot = score_parts(plain, dataset, parts, frozen, args.quiet)
         for part, labels in parts.items():
             messages.warn_near_chance(dataset, labels, part, zeroshot[part]["accuracy"])
+        last = math.nan
         if not (folder / "prompts.pt").is_file():
-            messages.warn_collapsed(train(learner, dataset, items, args, folder), len(names))
+            last = train(learner, dataset, items, args, folder)
             save_prompts(folder, learner, settings)
         prompts.load_trainable(learner, saved.read_prompts(folder)[1])
         tuned = score_parts(learner, dataset, parts, frozen, args.quiet)
+        on_trained = next(iter(tuned.values()))["accuracy"]
+        messages.warn_collapsed(last, len(names), on_trained)
         result = runs.result_of(settings, dataset, prompts.trainable(learner), tuned, zeroshot)
         runs.write_json(folder / "result.json", result)
     messages.report(result, settings["label"])

@@ -1,5 +1,6 @@
 """What train.py says of a run: what is about to happen, warnings, the table at the end."""
 import math
+import re
 
 import data
 import evaluate
@@ -69,8 +70,9 @@ def warn_near_chance(dataset, labels, part, accuracy):
               + " ".join(dataset.template.replace("{}", name) for name in names))
 
 
-def warn_collapsed(last, K):
-    if K > 1 and last > 0.95 * math.log(K):
+def warn_collapsed(last, K, accuracy):
+    """last: L_CLIP over the last epoch; accuracy on the trained classes, in per cent."""
+    if K > 1 and last > 0.95 * math.log(K) and accuracy <= 150 / K:
         print(f"warning: L_CLIP ended at {last:.3f}, near ln K = {math.log(K):.3f}, a guess among "
               f"{K} classes: this run has collapsed; try a smaller --lr or another --seed")
 
@@ -88,3 +90,24 @@ def report(result, label):
         deltas = (f"{numbers[delta]:.4f}" for delta in ("delta_lcd", "delta_mid"))
         rows.append((name, *(numbers[c] for c in columns), *deltas))
     print(f"\n{evaluate.table(rows)}")
+
+
+def grid(results):
+    """The table a grid ends with: means over the seeds. results: {run's name: result.json}."""
+    cells = {}
+    for name, result in results.items():
+        cells.setdefault(re.sub(r"-seed\d+", "", name), []).append(result)
+    columns = list(dict.fromkeys(c for result in results.values() for c in accuracies(result)))
+    rows = [("mean over seeds", "seeds", *columns)]
+    for name, found in cells.items():
+        rows.append((name, len(found), *(mean(result.get(c) for result in found) for c in columns)))
+    first = next(iter(results.values()))
+    rows.insert(1, (f"zero-shot, {first['dataset']}", "", *(
+        mean([first["zeroshot"].get(c)]) for c in columns)))
+    print(evaluate.table(rows))
+
+
+def mean(values):
+    """Of what was measured; "-" for nothing."""
+    values = [value for value in values if value is not None]
+    return sum(values) / len(values) if values else "-"

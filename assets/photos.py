@@ -56,7 +56,7 @@ def divide(parts, seed):
         items = [parts["all"][position] for position in positions]
         if len(items) < 2:
             raise ValueError(f"{items[0][0]} is the only picture of its class; expected one to "
-                             "train, one to test on")
+                             "train, one to test on: add another, or take its folder out")
         rng.shuffle(items)
         n_train = round(0.6 * len(items))               # of 2: 1, of 3: 2, of 4: 2
         divided["train"] += items[:n_train]
@@ -114,6 +114,10 @@ def warn_duplicates(dataset, items):
         test, train = pairs[0]
         print(f"warning: {len(pairs)} test photos are training photos too, byte for byte, first "
               f"{test} = {train}: remove one of each, or the accuracy promises too much")
+    pairs = twins(dataset, items)
+    if pairs:
+        print(f"warning: {len(pairs)} training photos stand in two classes, byte for byte, first "
+              f"{pairs[0][0]} = {pairs[0][1]}: one of the two classes is wrong")
 
 
 def duplicates(dataset, items):
@@ -133,6 +137,19 @@ def duplicates(dataset, items):
     for name, _ in dataset.test:
         same = (other for other in of_size[size(name)] if checksum(other) == checksum(name))
         pairs += [(name, other) for other in [next(same, None)] if other]
+    return pairs
+
+
+def twins(dataset, items):
+    """[(training picture, another)] with the same SHA-256 in two classes."""
+    of_size, pairs = defaultdict(list), []
+    for item in items:
+        of_size[dataset.path(item[0]).stat().st_size].append(item)
+    for group in of_size.values():
+        first = {}
+        for name, label in group if len(group) > 1 else ():
+            other, its = first.setdefault(clip_model.sha256(dataset.path(name)), (name, label))
+            pairs += [(other, name)] if its != label else []
     return pairs
 
 

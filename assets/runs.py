@@ -25,7 +25,7 @@ from tqdm import tqdm
 import clip_model
 import data
 import evaluate
-from assets import files
+from assets import files, messages
 
 TERMS = ("loss", "l_clip", "l_lc", "l_mi")
 HISTORY = ("delta_lcd", "lc_shared", "lc_unequal", "delta_mid", "feature_collapse",
@@ -162,6 +162,9 @@ def look(folder, settings):
     other = [name for name, value in now.items()
              if name not in PLACES and before.get(name) != value]
     kind = "a finished run" if "result.json" in names else "an unfinished run"
+    if other == ["class_counts"]:
+        raise Taken(f"{folder} holds {kind} of other training images: its pictures changed since; "
+                    "choose another --out")
     if other:
         raise Taken(f"{folder} holds {kind} with another --{other[0].replace('_', '-')} "
                          f"({str(before.get(other[0]))[:60]}, now {str(now[other[0]])[:60]}): "
@@ -354,9 +357,11 @@ def run_grid(run, runs, root):
             busy.append(args)
         except (ValueError, OSError, torch.OutOfMemoryError) as error:
             failed[args.out.name] = error
-    ended = sum((args.out / "result.json").is_file() for args in runs)
     elsewhere = f"; another process works on {len(busy)}" if busy else ""
-    print(f"{ended} of {len(runs)} runs are finished in {root}{elsewhere}")
+    done = [args.out for args in runs if (args.out / "result.json").is_file()]
+    print(f"{len(done)} of {len(runs)} runs are finished in {root}{elsewhere}")
+    if done and rank() == 0:
+        messages.grid({folder.name: read_json(folder / "result.json") for folder in done})
     for name, error in failed.items():
         print(f"failed: {name}: {files.one_line(error)}", file=sys.stderr)
     return int(bool(failed) and ranks == 1)     # torchrun would stop the ranks that still work

@@ -275,3 +275,12 @@ def test_the_training_curve_by_hand(at):
     assert 'points="50.0,10.0 395.0,135.0"' in drawn
     assert 'points="50.0,72.5 222.5,135.0 395.0,135.0"' in drawn
     assert report.averaged(list(range(400))) == [i + 0.5 for i in range(0, 400, 2)]
+
+
+def test_one_photo_in_two_classes_is_named_before_training(at, capsys):
+    folder = write_classes(at / "pets", {"cat": 6, "dog": 6})
+    shutil.copy(folder / "cat" / "cat_1.png", folder / "dog" / "copy.png")
+    dataset = data.load(folder, seed=1)
+    items = [("cat/cat_1.png", 0), ("cat/cat_2.png", 0), ("dog/copy.png", 1), ("dog/dog_1.png", 1)]
+    assert photos.twins(dataset, items) == [("cat/cat_1.png", "dog/copy.png")]
+    assert photos.twins(dataset, items[1:]) == []
