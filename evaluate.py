@@ -369,7 +369,7 @@ def run(args):
         return tables.show_table(args.table, args.run, args.format or "text", args.out)
     args.run, = args.run or [checkpoints.place(args)]
     names = read_classnames(args.classnames) if args.classnames else None
-    device, dtype = clip_model.pick_device(args.device), getattr(torch, args.precision)
+    device, dtype = files.pick_device(args.device), getattr(torch, args.precision)
     if args.checkpoint:
         learner, settings = checkpoints.load(args, device, dtype, names)
     else:

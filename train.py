@@ -35,7 +35,7 @@ import data
 import evaluate
 import losses
 import prompts
-from assets import features, files, messages, photos, runs, saved
+from assets import features, files, messages, photos, runs, saved, weight_files
 
 BARE = "--method maple --npt --tau 0.01 --dataset world"        # what `python train.py` stands for
 # Sec. 5 gives 5 epochs, batch 4 and lr 0.0035 "for all models", that is CoCoOp and MaPLe; it does
@@ -71,7 +71,7 @@ def run(args):
     data.check_pictures(dataset, items)
     data.check_pictures(dataset, dataset.test, decode=dataset.own)
 
-    device = clip_model.pick_device(args.device)
+    device = files.pick_device(args.device)
     clip = clip_model.load(args.backbone, device, getattr(torch, args.precision))
     torch.manual_seed(args.seed)
     learner = prompts.build(args.method, clip, names, **learner_settings(args))
@@ -206,7 +206,7 @@ def watched(learner, dataset, items):
 
 def describe(args, names, n):
     """A run's settings, described once: prompts.pt and run.json hold them, result.json a part."""
-    models = [*clip_model.MODELS, "tiny"]
+    models = [*weight_files.MODELS, "tiny"]
     kept = {name: value for name, value in vars(args).items()
             if name not in ("out", "quiet", "in_grid", "more_name")}
     return {**kept, "backbone": runs.full_path(args.backbone, models),
@@ -220,7 +220,7 @@ def describe(args, names, n):
 def save_prompts(folder, learner, settings):
     learned = {name: p.detach().cpu() for name, p in prompts.trainable(learner).items()}
     files.write(folder / "prompts.pt",
-               clip_model.saved({"learned": learned, "settings": settings}))
+               weight_files.saved({"learned": learned, "settings": settings}))
 
 
 # The settings ----------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def add_learner_options(add):
 
 def add_machine_options(add):
     whole = files.whole
-    add("--backbone", help=f"{', '.join(clip_model.MODELS)}, tiny, or a weights file (ViT-B/16; "
+    add("--backbone", help=f"{', '.join(weight_files.MODELS)}, tiny, or a weights file (ViT-B/16; "
                            "for the embedded world tiny)")
     add("--out", type=Path, help="run folder (runs/<dataset>-<method>..., numbered if taken); "
                                  "of a grid the folder of its runs (runs)")

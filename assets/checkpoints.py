@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))      # when it runs as a scri
 import clip_model
 import data
 import prompts
-from assets import files, saved
+from assets import files, saved, weight_files
 
 OPTIONS = ("method", "backbone", "dataset", "ctx_init")         # that go with --checkpoint alone
 LEARNED = r"ctx|meta_net\..+|proj\.(weight|bias)|compound_prompt.+"
@@ -80,7 +80,7 @@ def read(path):
                                 "MaPLe, as model.pth.tar-5")
     try:
         with torch.serialization.safe_globals(IGNORED):
-            content = clip_model.read(path)
+            content = weight_files.read(path)
         state = content.get("state_dict", content)
         tensors = {name.removeprefix("module.").removeprefix("prompt_learner."): tensor
                    for name, tensor in state.items()}
@@ -274,7 +274,7 @@ def export(run, out):
         raise FileNotFoundError(f"{out.parent} is no folder: make it, or choose another --out")
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     accuracy = result.get("base", result.get("all")) or 0.0
-    files.write(out, clip_model.saved(as_original(settings, learned, float(accuracy))))
+    files.write(out, weight_files.saved(as_original(settings, learned, float(accuracy))))
     print(f"saved in {out}: {method}, {len(learned)} tensors; the original looks for it in "
           f"{FOLDER[method]}/ under model.pth.tar-<epoch>")
 

@@ -13,9 +13,8 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-import clip_model
 import data
-from assets import files
+from assets import files, weight_files
 
 
 @torch.no_grad()
@@ -63,18 +62,18 @@ class FrozenFeatures:
             z = self.read(path)                                 # are just made again next time
             if z is None:
                 z = self.made(learner, show).cpu()
-                content = {"z": z, "sha256": clip_model.checksum({"z": z})}
-                files.write(path, clip_model.saved(content))
+                content = {"z": z, "sha256": weight_files.checksum({"z": z})}
+                files.write(path, weight_files.saved(content))
         z = self.made(learner, show) if z is None else z
         return z.to(learner.clip.logit_scale.device)
 
     def read(self, path):
         """The features in a file, None where there is none to trust."""
         try:
-            saved = clip_model.read(path)
+            saved = weight_files.read(path)
             z = saved["z"]
             right = len(z) == len(self.dataset.test) and z.isfinite().all()
-            return z if right and clip_model.checksum({"z": z}) == saved["sha256"] else None
+            return z if right and weight_files.checksum({"z": z}) == saved["sha256"] else None
         except Exception:                           # absent, cut off, or something else altogether
             return None
 
@@ -83,7 +82,7 @@ class FrozenFeatures:
         stats = [(name, self.dataset.path(name).stat()) for name, _ in self.dataset.test]
         words = [str(view), str(clip.logit_scale.device.type), torch.__version__,
                  torchvision.__version__, PIL.__version__, str(self.dataset.own),
-                 clip_model.checksum(clip.visual.state_dict()),
+                 weight_files.checksum(clip.visual.state_dict()),
                  *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 

@@ -101,6 +101,23 @@ def whole(low, high=2 ** 31 - 1):
 seed = whole(0, 2 ** 32 - 1)        # torch's generators see the lowest 32 bits only
 
 
+def pick_device(name):
+    """--device auto|cpu|cuda|mps -> torch.device; ValueError where the machine has none such.
+
+    Of several GPUs each of torchrun's processes takes its own.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+               "cpu": True}
+    if name == "auto":
+        name = next(n for n in present if present[n])
+    if not present[name]:
+        raise ValueError(f"--device {name}: this machine has none; use auto or cpu")
+    if name == "cuda":
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    return torch.device(name)
+
+
 def one_line(error):
     """What an exception says, in one line of bearable length."""
     text = re.split(r"\n\w+Error: ", str(error))[-1]     # a loader's worker: its traceback first

@@ -32,7 +32,7 @@ import evaluate
 import losses
 import prompts
 import train
-from assets import features, files, measures, world
+from assets import features, files, measures, weight_files, world
 
 CSV, PAGE, CRITERIA = (Path(__file__).with_name(name) for name in (
     "laboratory.csv", "laboratory.md", "criteria.txt"))
@@ -214,7 +214,7 @@ def remark_2(folder, n, inside):
 @lru_cache(maxsize=None)
 def fingerprint():
     """The world that a row was measured in: the tiny CLIP's weights and the dataset's pictures."""
-    weights = clip_model.sha256(clip_model.ASSETS / "tiny_clip.pt")
+    weights = weight_files.sha256(clip_model.ASSETS / "tiny_clip.pt")
     digest = hashlib.sha256(weights.encode())
     for picture in world.draw("world")[2].values():
         digest.update(picture.tobytes())

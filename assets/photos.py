@@ -15,7 +15,7 @@ import torch
 
 import clip_model
 import data
-from assets import datasets, files, measures, splits
+from assets import datasets, files, measures, splits, weight_files
 
 SPLIT = "split.json"                    # beside a run, in CoOp's form
 
@@ -131,7 +131,7 @@ def duplicates(dataset, items):
 
     @functools.cache
     def checksum(name):
-        return clip_model.sha256(dataset.path(name))
+        return weight_files.sha256(dataset.path(name))
 
     pairs = []
     for name, _ in dataset.test:
@@ -148,7 +148,7 @@ def twins(dataset, items):
     for group in of_size.values():
         first = {}
         for name, label in group if len(group) > 1 else ():
-            other, its = first.setdefault(clip_model.sha256(dataset.path(name)), (name, label))
+            other, its = first.setdefault(weight_files.sha256(dataset.path(name)), (name, label))
             pairs += [(other, name)] if its != label else []
     return pairs
 

@@ -13,8 +13,7 @@ import json
 import math
 from pathlib import Path
 
-import clip_model
-from assets import files, measures
+from assets import files, measures, weight_files
 
 SMALL = 160                 # pixels of the longer side of an embedded picture
 PICTURES = 4                # of each confusion
@@ -80,7 +79,7 @@ def table(rows):
 
 def about(settings, results, dataset):
     n, tau, backbone = settings["class_counts"], settings.get("tau"), settings["backbone"]
-    if backbone not in clip_model.MODELS:               # a weights file: no path of the machine
+    if backbone not in weight_files.MODELS:               # a weights file: no path of the machine
         backbone = Path(backbone).name
     kept = "the folder's own counts" if tau is None else f"tau = {tau:g}"
     rows = [("CLIP", f"{backbone}, frozen"),

@@ -22,10 +22,9 @@ import torchvision
 from filelock import FileLock, Timeout  # torch itself depends on it
 from tqdm import tqdm
 
-import clip_model
 import data
 import evaluate
-from assets import files, messages
+from assets import files, messages, weight_files
 
 TERMS = ("loss", "l_clip", "l_lc", "l_mi")
 HISTORY = ("delta_lcd", "lc_shared", "lc_unequal", "delta_mid", "feature_collapse",
@@ -96,7 +95,7 @@ class Log:
         content = {"learned": dict(self.learned), "optimizer": self.optimizer.state_dict(),
                    "rows": torch.tensor(self.rows, dtype=torch.float64),
                    "history": torch.tensor(self.history, dtype=torch.float64)}
-        files.write(self.folder / "state.pt", clip_model.saved(content))
+        files.write(self.folder / "state.pt", weight_files.saved(content))
         self.saved = time.monotonic()
 
     def restore(self):
@@ -105,7 +104,7 @@ class Log:
         if not path.is_file():
             return
         try:
-            content = clip_model.read(path)
+            content = weight_files.read(path)
             self.optimizer.load_state_dict(content["optimizer"])
             self.rows, self.history = content["rows"].tolist(), content["history"].tolist()
             with torch.no_grad():
@@ -293,7 +292,7 @@ def result_of(settings, dataset, learned, tuned, zeroshot):
     return {"dataset": dataset.name, **{name: settings[name] for name in told},
             "split": dataset.split, "official_split": dataset.official_split,
             **summary(tuned), "zeroshot": summary(zeroshot),
-            "prompts_sha256": clip_model.checksum(learned)}
+            "prompts_sha256": weight_files.checksum(learned)}
 
 
 def summary(measures):

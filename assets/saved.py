@@ -4,7 +4,7 @@ import json
 
 import torch
 
-import clip_model
+from assets import weight_files
 
 SETTINGS = {                    # what prompts.pt must say of its run, and in which form
     "method": str, "backbone": str, "n_ctx": (int, type(None)), "ctx_init": (str, type(None)),
@@ -22,7 +22,7 @@ def read_prompts(folder):
     """
     path = folder / "prompts.pt"
     try:
-        run = clip_model.read(path)
+        run = weight_files.read(path)
         learned, settings = run["learned"], run["settings"]
         check_settings(settings, folder / "run.json")
         for name, tensor in learned.items():
@@ -33,7 +33,7 @@ def read_prompts(folder):
                 raise ValueError(f"{str(name)[:40]} is not finite")
         kept = json.loads((folder / "result.json").read_text(encoding="utf-8")) if (
             folder / "result.json").is_file() else {}
-        if kept.get("prompts_sha256") not in (None, clip_model.checksum(learned)):
+        if kept.get("prompts_sha256") not in (None, weight_files.checksum(learned)):
             raise ValueError("its tensors are not those that result.json was measured with")
     except Exception as error:                      # a damaged file raises any of a dozen types
         raise ValueError(f"{path}: not a run's learned tensors ({str(error)[:120]}); train again"

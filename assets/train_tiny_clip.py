@@ -29,7 +29,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import clip_model
-from assets import files, world
+from assets import files, weight_files, world
 
 TEMPLATES = ["a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "this is a {}.",
              "a {}", "{}"]
@@ -220,7 +220,7 @@ def weights(clip):
     if broken:
         raise ValueError(f"{broken[0]} is no longer finite: try a smaller --lr")
     state["token_embedding.words"] = WORDS          # whose vectors these are; other words read as 0
-    return clip_model.saved(state)
+    return weight_files.saved(state)
 
 
 def run(args):

@@ -37,7 +37,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import benchmark
-import test_clip_model
+import test_weight_files
 from conftest import hash_state
 from small_runs import call, done, eurosat, files, write_classes
 from test_runs import CHILD, SCRIPT, WORLD, run_files
@@ -53,6 +53,7 @@ from assets import (
     make_bpe_merges,
     make_imagenet_names,
     train_tiny_clip,
+    weight_files,
     world,
 )
 
@@ -221,7 +222,7 @@ def prompts_damaged(raw, rng):
         what, run["settings"] = settings_damaged(run["settings"], rng)
     else:
         what, run = settings_damaged(run, rng)
-    return what, clip_model.saved(run)
+    return what, weight_files.saved(run)
 
 
 def weights_damaged(raw, rng, kinds=IMPLAUSIBLE):
@@ -229,10 +230,10 @@ def weights_damaged(raw, rng, kinds=IMPLAUSIBLE):
         return bytes_damaged(raw, rng)
     state = torch.load(io.BytesIO(raw), weights_only=True)
     if rng.random() < 0.1:
-        return "no state dict", clip_model.saved(rng.choice([None, [], 3, {"state_dict": 3}, {},
+        return "no state dict", weight_files.saved(rng.choice([None, [], 3, {"state_dict": 3}, {},
                                                              {3: 4}, {"a": None}, "words"]))
     what, state = tensors_damaged(state, rng, kinds)
-    return what, clip_model.saved(state)
+    return what, weight_files.saved(state)
 
 
 def json_damaged(raw, rng):
@@ -283,7 +284,7 @@ def state_damaged(raw, rng):
         return bytes_damaged(raw, rng)
     state = torch.load(io.BytesIO(raw), weights_only=True)
     what, state = settings_damaged(state, rng)
-    return what, clip_model.saved(state)
+    return what, weight_files.saved(state)
 
 
 # Damaged files ---------------------------------------------------------------------------------
@@ -651,12 +652,12 @@ BREAKS = ["breaks", "breaks in chunks", "page", "other range", "no range", "no r
 
 @contextlib.contextmanager
 def loopback(root):
-    """tests/test_clip_model.py's server, and clip_model sent to it."""
+    """tests/test_weight_files.py's server, and the download sent to it."""
     with pytest.MonkeyPatch.context() as patch:
-        fixture = test_clip_model.server                # what is behind a pytest fixture
+        fixture = test_weight_files.server                # what is behind a pytest fixture
         steps = getattr(fixture, "__wrapped__", None) or fixture._get_wrapped_function()
         server = steps(root, patch)
-        patch.setattr(clip_model, "TIMEOUT", 0.3)
+        patch.setattr(weight_files, "TIMEOUT", 0.3)
         try:
             yield next(server), patch
         finally:
@@ -665,49 +666,50 @@ def loopback(root):
 
 def downloads(tally, seed, cases, root):
     """A download that breaks, with and without a half one before, then goes on; and two at once."""
-    whole = {"model.pt": test_clip_model.CONTENT}
+    whole = {"model.pt": test_weight_files.CONTENT}
 
     def fetch(argv):
         def job():
-            clip_model.download(test_clip_model.SUM, "model.pt")
+            weight_files.download(test_weight_files.SUM, "model.pt")
         return assets.files.exit_code(job)
 
     for mode in BREAKS[:cases]:
         for begun in (False, True):
             place = root / f"{mode} {begun}"
             with loopback(place) as (server, patch):
-                before = test_clip_model.half() if begun else {}
+                before = test_weight_files.half() if begun else {}
                 with patch.context() as inner:
                     server.mode = mode
                     if mode == "nobody listens":
-                        inner.setattr(clip_model, "URL", "http://127.0.0.1:9")
+                        inner.setattr(weight_files, "URL", "http://127.0.0.1:9")
                     kind, said = judged(fetch, [], lambda: True, True)
-                if "model.pt" in test_clip_model.cached() and test_clip_model.cached() != whole:
+                if "model.pt" in test_weight_files.cached() and test_weight_files.cached() != whole:
                     kind, said = "other", "a wrong file has the final name"
-                kept = test_clip_model.cached().get("model.part", b"")
+                kept = test_weight_files.cached().get("model.part", b"")
                 if begun and mode not in ("wrong",) and len(kept) < len(before["model.part"]) and (
-                        test_clip_model.cached() != whole):
+                        test_weight_files.cached() != whole):
                     kind, said = "other", "half a download was lost"
                 server.mode = ""
                 code, _, err = call(fetch)
                 if code and mode == "wrong":            # its bytes stand behind the half
                     code, _, err = call(fetch)
-                if code or test_clip_model.cached() != whole:
+                if code or test_weight_files.cached() != whole:
                     kind, said = "other", f"does not go on: {err}"
             tally.add("downloads, one at a time", f"{mode}, begun {begun}", kind, said)
     for i in range(max(1, cases * 10 // len(BREAKS))):
         with loopback(root / f"two {i}") as (server, _):
             server.mode = ["slow", "", "no ranges"][i % 3]
-            words = [sys.executable, "-c", test_clip_model.FETCH, clip_model.URL,
-                     str(clip_model.CACHE), test_clip_model.SUM]
+            words = [sys.executable, "-c", test_weight_files.FETCH, weight_files.URL,
+                     str(weight_files.CACHE), test_weight_files.SUM]
             both = [subprocess.Popen(words, cwd=SCRIPT.parent, text=True, stdout=subprocess.PIPE,
                                      stderr=subprocess.PIPE) for _ in range(2)]
             for process in both:
                 process.stdout.readline()
             server.go.set()
             said = [process.communicate(timeout=60)[1] for process in both]
-            tally.check("downloads, two at once", i, test_clip_model.cached() == whole and not any(
-                process.returncode for process in both), "".join(said))
+            well = not any(process.returncode for process in both)
+            tally.check("downloads, two at once", i,
+                        well and test_weight_files.cached() == whole, "".join(said))
 
 
 # Two at once -----------------------------------------------------------------------------------
@@ -722,7 +724,7 @@ def belongs(folder):
     """What is wrong with a run folder, "" where its numbers are those of its prompts."""
     learned = torch.load(folder / "prompts.pt", weights_only=True)["learned"]
     result = json.loads((folder / "result.json").read_text())
-    if result["prompts_sha256"] != clip_model.checksum(learned):
+    if result["prompts_sha256"] != weight_files.checksum(learned):
         return "the result is not that of its prompts"
     if set(os.listdir(folder)) - {*train.runs.FILES[:-1], "evaluation"}:
         return f"left {os.listdir(folder)}"

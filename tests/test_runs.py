@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from small_runs import call, done, files, picture, read, refused, write_classes
 
-import clip_model
+import assets.files
 import data
 import evaluate
 import train
@@ -255,7 +255,7 @@ def test_each_rank_takes_a_gpu_of_its_own(monkeypatch):
     for rank, index in ((None, 0), ("0", 0), ("1", 1), ("2", 0)):
         if rank:
             monkeypatch.setenv("LOCAL_RANK", rank)
-        assert clip_model.pick_device("auto") == torch.device("cuda", index)
+        assert assets.files.pick_device("auto") == torch.device("cuda", index)
 
 
 def test_what_is_saved_is_of_one_step(at, undisturbed, monkeypatch):

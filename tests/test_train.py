@@ -23,7 +23,7 @@ import evaluate
 import losses
 import prompts
 import train
-from assets import datasets, world
+from assets import datasets, weight_files, world
 
 SCRIPT = Path(train.__file__)
 
@@ -434,8 +434,8 @@ def no_network(monkeypatch, tmp_path):
     def unreachable(*args, **options):
         raise urllib.error.URLError("no route to host")
     monkeypatch.setattr(torchvision.datasets, "EuroSAT", unreachable)
-    monkeypatch.setattr(clip_model, "URL", "http://127.0.0.1:9/clip/models")
-    monkeypatch.setattr(clip_model, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(weight_files, "URL", "http://127.0.0.1:9/clip/models")
+    monkeypatch.setattr(weight_files, "CACHE", tmp_path / "cache")
 
 
 def test_eurosat_command_with_neither_weights_nor_data(at, no_network):
