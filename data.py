@@ -600,7 +600,7 @@ def parse(argv=None):
                    help="holds the datasets in CoOp's layout; absent: %(default)s")
     p.add_argument("--shots", type=int, metavar="N", help="images drawn a class before tau thins "
                    "them out; absent: 16, of a folder without --tau all")
-    p.add_argument("--seed", type=int, default=1, metavar="N",
+    p.add_argument("--seed", "--draw-seed", type=int, default=1, metavar="N",
                    help="of the few-shot draw and of a split made here; absent: %(default)s")
     p.add_argument("--tau", type=float, help="min n_k / max n_k, Sec. 5; absent: 1, which is "
                    "balanced; a folder without --shots keeps its own counts")

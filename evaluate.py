@@ -141,6 +141,10 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
     Raises FileNotFoundError where there is no finished run, ValueError for files that are not one.
     """
     folder = Path(folder)
+    runs = sorted(file.parent for file in folder.glob("*/result.json"))
+    if runs and not (folder / "result.json").exists():
+        raise FileNotFoundError(f"{folder} holds {len(runs)} runs: evaluate one of them, such as "
+                                f"{runs[0]}; train.py's command shows their means again")
     if not (folder / "result.json").is_file() or not (folder / "prompts.pt").is_file():
         raise FileNotFoundError(f"{folder} is no finished run: expected result.json and prompts.pt "
                                 "in it, as train.py leaves them")

@@ -61,7 +61,7 @@ def class_folders(folder, prefix="", skip=(), notes=None):
 
 
 def stray_note(folder, stray):
-    note = f"{len(stray)} files that are no pictures ignored in {folder}, first {stray[0]}"
+    note = f"{len(stray)} files that are not read as pictures ignored in {folder}, first {stray[0]}"
     heic = [name for name in stray if name.lower().endswith(HEIC)]
     if heic:
         note += f"; {len(heic)} of them HEIC, first {heic[0]}: convert to JPEG to use them"

@@ -46,13 +46,17 @@ def paired_gain(before, after):
             "high": 100 * (middle + half), "better": b, "worse": c}
 
 
+GAIN, LOSS = "a gain larger than the test noise", "a loss larger than the test noise"
+NOISE = "no larger than the test noise"
+
+
 def verdict(gain):
     """Whether a gain is larger than the noise of its test images, in words."""
     if gain["low"] > 0:
-        return "a gain larger than the test noise"
+        return GAIN
     if gain["high"] < 0:
-        return "a loss larger than the test noise"
-    return "no larger than the test noise"
+        return LOSS
+    return NOISE
 
 
 # Calibration, groups, confusions ---------------------------------------------------------------

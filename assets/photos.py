@@ -189,8 +189,19 @@ def load_kept(run, settings, moved=None):
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, from where {run} had its photos; if "
                                 "it has moved, add --data-root FOLDER")
+    note_newcomers(folder, parts)
     name = Path(settings["dataset"]).name
     return dataset_of(name, classnames, parts, f"as kept in the run's {SPLIT}", folder)
+
+
+def note_newcomers(folder, parts):
+    """Say how many pictures of the folder are not in the split: nothing trains or tests on them."""
+    kept = {name for items in parts.values() for name, _ in items}
+    new = [photo for photo in files_below(folder) if photo.suffix.lower() in datasets.ENDINGS
+           and photo.relative_to(folder).as_posix() not in kept]
+    if new:
+        print(f"note      {len(new)} photos came to {folder} after the run and are ignored, first "
+              f"{new[0].relative_to(folder)}; train anew to use them")
 
 
 # New photos --------------------------------------------------------------------------------------
@@ -238,12 +249,17 @@ def classify(learner, path, g=None, top=5):
     return [(learner.classnames[i], q) for i, q in zip(k.tolist(), p.tolist(), strict=True)]
 
 
+def files_below(path):
+    """All files in a folder and the folders below, in order of names, without hidden ones."""
+    return sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names
+                  if not name.startswith("."))
+
+
 def pictures_in(path):
     """The file itself, or all pictures in a folder and the folders below, in order of names."""
     if not path.is_dir():
         return [path]
-    found = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names
-                   if not name.startswith("."))
+    found = files_below(path)
     heic = [photo for photo in found if photo.suffix.lower() in datasets.HEIC]
     if heic:
         print(f"warning: {len(heic)} HEIC files passed over, first {heic[0]}: convert to JPEG")

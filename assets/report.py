@@ -18,8 +18,15 @@ from assets import files, measures, weight_files
 SMALL = 160                 # pixels of the longer side of an embedded picture
 PICTURES = 4                # of each confusion
 POINTS = 200                # of the training curve; more steps are averaged
+THIN = 10                   # test images of a class under which its recall is only a hint
 HIDDEN = ("trained_classes", "class_counts", "prompts", "data_root", "dataset", "classnames_file",
           "device", "label", "backbone")        # shown elsewhere, or paths of one's own machine
+HELPED = {
+    measures.GAIN: "Training helped, by more than the test images' noise.",
+    measures.LOSS: "Training made it worse, by more than the test images' noise: zero-shot CLIP "
+                   "serves better.",
+    measures.NOISE: "Whether training helped, these test images can't tell: more of them could.",
+}
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;
 background:#fff;overflow-wrap:anywhere}
@@ -53,8 +60,8 @@ def write(path, run, settings, results, out, dataset):
     for part, facts in parts.items():
         per_class = read_csv(out / part / "per_class.csv")
         mistaken = read_csv(out / part / "predictions.csv")
-        body += [f"<h2>{escape(part.capitalize())} classes</h2>", summary(facts),
-                 classes(per_class), groups(facts), worst(facts, mistaken, dataset)]
+        body += [f"<h2>{escape(part.capitalize())} classes</h2>", in_short(facts, per_class),
+                 summary(facts), classes(per_class), groups(facts), worst(facts, mistaken, dataset)]
     body += [curve(run / "log.csv"), details(run, settings)]
     page = ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -91,6 +98,20 @@ def about(settings, results, dataset):
     if "harmonic_mean" in results:
         rows.append(("harmonic mean", f"{results['harmonic_mean']:.2f} % of base and novel"))
     return table(rows)
+
+
+def in_short(facts, per_class):
+    """How good it is, whether training helped and how far to trust that, in plain words."""
+    low, high = facts["accuracy_interval"]
+    said = [f"Of 100 images like the tested ones about {facts['accuracy']:.0f} are named rightly "
+            f"({low:.0f} to {high:.0f} fit what was seen)."]
+    if facts["gain"]:
+        said.append(HELPED[measures.verdict(facts["gain"])])
+    thin = [row for row in per_class if 0 < int(row["test_images"]) < THIN]
+    if thin:
+        said.append(f"{len(thin)} of {len(per_class)} classes have fewer than {THIN} test images: "
+                    "take their bars below as hints.")
+    return f"<p>{escape(' '.join(said))}</p>"
 
 
 def summary(facts):

@@ -658,7 +658,7 @@ def test_own_folder_zoo(tmp_path):
     assert not dataset.base_novel and not dataset.official_split and "seed 1" in dataset.split
     sizes = [len(part) for part in (dataset.train, dataset.val, dataset.test)]
     assert sizes == [84, 0, 60]                             # 7 and 5 a class
-    assert any("2 files that are no pictures" in note and "notes.txt" in note
+    assert any("2 files that are not read as pictures" in note and "notes.txt" in note
                for note in dataset.notes)
     for picture, label in dataset.train + dataset.val + dataset.test:
         image = dataset.open(picture)
@@ -678,7 +678,7 @@ def test_heic_files_are_named_with_the_remedy(tmp_path):
     root = write(tmp_path, {f"{key}/{i}.jpg": None for key in "ab" for i in range(4)})
     write(root, {"a/notes.txt": "x", "a/z.HEIC": "x", "b/y.heif": "x"})
     note, = data.load(str(root)).notes
-    assert "3 files that are no pictures" in note
+    assert "3 files that are not read as pictures" in note
     assert "2 of them HEIC, first a/z.HEIC: convert to JPEG" in note
     write(root, {"c/1.heic": "x"})
     with pytest.raises(ValueError, match="c: class folder without a picture.*convert to JPEG"):

@@ -1,4 +1,5 @@
 """Photos of one's own: natural counts, the kept split, duplicates, words a CLIP never saw."""
+import html
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from small_runs import done, picture, read, refused, write_classes
+from small_runs import done, files, picture, read, refused, write_classes
 
 import clip_model
 import data
@@ -96,6 +97,19 @@ def test_the_kept_split_is_what_was_trained_and_tested(folder, archive):
         assert all(sorted(LONG_TAIL)[label] == name for _, label, name in kept[part])
     drawn = {row["picture"] for row in read("run/drawn.csv")}
     assert drawn == {name for name, _, _ in kept["train"]}
+
+
+def test_photos_that_came_after_the_run_are_said_and_change_nothing(folder, archive):
+    done(*COOP, "--dataset", folder, "--backbone", archive, "--out", "runs/one")
+    assert "came to" not in evaluated("runs/one", "--out", "before")
+    for name in ("ant/zz.png", "bee/zz.png", "bee/.hidden.png", "bee/notes.txt"):
+        shutil.copy(folder / "ant/ant_1.png", folder / name)
+    printed = evaluated("runs/one", "--out", "after")
+    assert f"note      2 photos came to {folder} after the run" in printed
+    assert "first ant/zz.png; train anew to use them" in printed
+    assert files(Path("before")) == files(Path("after"))
+    assert "runs holds 1 runs: evaluate one of them, such as runs/one" in refused(
+        "runs", main=evaluate.main)
 
 
 # Duplicates, HEIC, words -------------------------------------------------------------------------
@@ -266,6 +280,20 @@ def test_report_of_what_was_not_trained_has_no_curve(folder, archive):
     text = Path("report.html").read_text(encoding="utf-8")
     assert "<polyline" not in text and "gain" not in text
     Page(text)
+
+
+@pytest.mark.parametrize("low, high, words", [
+    (1.0, 9.0, "Training helped, by more"), (-9.0, -1.0, "Training made it worse, by more"),
+    (-1.0, 9.0, "Whether training helped, these test images can't tell")])
+def test_the_report_says_in_plain_words_how_far_to_trust_it(low, high, words):
+    gain = {"low": low, "high": high}
+    facts = {"accuracy": 71.6, "accuracy_interval": (60.4, 80.5), "gain": gain}
+    per_class = [{"test_images": n} for n in ("0", "1", "9", "10", "200")]
+    said = html.unescape(report.in_short(facts, per_class))
+    assert "about 72 are named rightly (60 to 80 fit what was seen)" in said and words in said
+    assert "2 of 5 classes have fewer than 10 test images" in said
+    said = report.in_short(facts | {"gain": None}, per_class[3:])
+    assert "Training" not in said and "hints" not in said
 
 
 def test_the_training_curve_by_hand(at):
