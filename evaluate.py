@@ -96,8 +96,8 @@ def text_measures(g):
 def measure(learner, z, y, batch_size=100):
     """The learner on image features z (N, d) with labels y (N,) among its classes.
 
-    -> {"accuracy" in per cent, OF_TEXTS, "delta_mid", the three collapses of Sec. 3.2} and the
-    probabilities of Eq. (1), (N, K), on the CPU.
+    -> {"accuracy" and "mean_recall" (over classes) in per cent, OF_TEXTS, "delta_mid", the three
+    collapses of Sec. 3.2} and the probabilities of Eq. (1), (N, K), on the CPU.
 
     Text features are computed once for the whole evaluation, after the weights are final; CoCoOp's
     belong to images: measures of texts are then averages over images, collapses use the mean text.
@@ -120,9 +120,11 @@ def measure(learner, z, y, batch_size=100):
         sums.append(len(z_b) * torch.cat([of_texts, mid[None]]))
     means = (torch.stack(sums).cpu().double().sum(dim=0) / len(z)).tolist()     # mps has no float64
     probabilities = measures.finite(torch.cat(probabilities).cpu())
-    right = probabilities.argmax(dim=1) == y.cpu()
+    predicted, y_cpu = probabilities.argmax(dim=1), y.cpu()
+    right = predicted == y_cpu
     numbers = dict(zip((*OF_TEXTS, "delta_mid"), means, strict=True))
     numbers["accuracy"] = 100 * right.double().mean().item()
+    numbers["mean_recall"] = measures.mean_recall(y_cpu, predicted, K)
     numbers["right"] = numpy.packbits(right).tobytes().hex()        # a bit an image, for pairing
     collapses = losses.collapses(z, mean_g if learner.per_image else g, y)          # Sec. 3.2
     return numbers | collapses, probabilities

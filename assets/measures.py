@@ -90,6 +90,12 @@ def recalls(y, predicted, K):
     return 100 * right / n, n
 
 
+def mean_recall(y, predicted, K):
+    """Mean over the classes that have test images of their recall, in per cent."""
+    recall, n = recalls(y, predicted, K)
+    return recall[n > 0].mean().item()
+
+
 def group_of(count):
     """Many, medium, few or unseen, by a class's training images; unknown where they are None."""
     if count is None:
@@ -101,13 +107,19 @@ def group_of(count):
     return "few" if count else "unseen"
 
 
-def group_recalls(group, recall, n):
-    """{group: {"classes", "recall"}} over the classes with test images, many first."""
+def group_recalls(group, y, predicted, was):
+    """{group: {"classes", "recall", "zeroshot"}} over the classes with test images, many first.
+
+    group       of each class; was: what zero-shot CLIP predicts
+    """
+    recall, n = recalls(y, predicted, len(group))
+    zeroshot, _ = recalls(y, was, len(group))
     groups = {}
     for name in ("many", "medium", "few", "unseen", "unknown"):
         inside = torch.tensor([g == name and m > 0 for g, m in zip(group, n, strict=True)])
         if inside.any():
-            groups[name] = {"classes": int(inside.sum()), "recall": recall[inside].mean().item()}
+            groups[name] = {"classes": int(inside.sum()), "recall": recall[inside].mean().item(),
+                            "zeroshot": zeroshot[inside].mean().item()}
     return groups
 
 
@@ -133,16 +145,17 @@ def judge(names, trained, y, probabilities, plain=None):
     """
     confidence, predicted = probabilities.max(dim=1)
     right = predicted == y
-    recall, n = recalls(y, predicted, len(names))
+    was = predicted if plain is None else plain.argmax(dim=1)
     group = [group_of(count) for count in trained]
-    groups = group_recalls(group, recall, n)
+    groups = group_recalls(group, y, predicted, was)
     inside = {g: torch.tensor([group[k] == g for k in y.tolist()]) for g in groups}
-    before = right if plain is None else plain.argmax(dim=1) == y
+    before = was == y
     return {
         "num_classes": len(names), "test_images": len(y), "groups": groups,
         "accuracy_interval": wilson(int(right.sum()), len(y)),
-        "mean_recall": recall[n > 0].mean().item(),
+        "mean_recall": mean_recall(y, predicted, len(names)),
         "zeroshot": 100 * before.double().mean().item(),
+        "zeroshot_mean_recall": mean_recall(y, was, len(names)),
         "gain": None if plain is None else paired_gain(before, right),
         "calibration_error": {"all": calibration_error(confidence, right)} | {
             g: calibration_error(confidence[of], right[of]) for g, of in inside.items()},
@@ -184,8 +197,10 @@ HEAD = ("", "classes", "images", "zero-shot", "accuracy", "95 % interval", "clas
 def show(part, result):
     """Lines on a part: gain, recall and calibration by group, the most confused classes."""
     show_gain(part, result["gain"])
-    print(f"{part}: mean recall by training images: " + ", ".join(
-        f"{g} {v['recall']:.1f} % ({v['classes']} classes)" for g, v in result["groups"].items()))
+    now, before = result["mean_recall"], result["zeroshot_mean_recall"]
+    print(f"{part}: mean recall (zero-shot): all {now:.1f} % ({before:.1f}); by training images "
+          + ", ".join(f"{g} {v['recall']:.1f} % ({v['zeroshot']:.1f}; {v['classes']} classes)"
+                      for g, v in result["groups"].items()))
     print(f"{part}: expected calibration error ({BINS} bins): " + ", ".join(
         f"{g} {error:.1f} %" for g, error in result["calibration_error"].items()))
     if result["confusions"]:

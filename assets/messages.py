@@ -78,8 +78,10 @@ def warn_collapsed(last, K, accuracy):
 
 
 def accuracies(result):
-    """Names of the accuracies that a result holds."""
-    return [c for c in ("base", "novel", "harmonic_mean", "all") if result.get(c) is not None]
+    """Names of the accuracies that a result holds; beside one over all classes, their mean."""
+    means = ["mean_recall"] if result.get("all") is not None else []
+    names = ["base", "novel", "harmonic_mean", "all", *means]
+    return [name for name in names if result.get(name) is not None]
 
 
 def report(result, label):

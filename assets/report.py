@@ -107,6 +107,10 @@ def in_short(facts, per_class):
             f"({low:.0f} to {high:.0f} fit what was seen)."]
     if facts["gain"]:
         said.append(HELPED[measures.verdict(facts["gain"])])
+    now, before = facts["mean_recall"], facts["zeroshot_mean_recall"]
+    if facts["gain"]:
+        said.append(f"The mean over classes, in which a rare one counts as much as a common one, "
+                    f"went from {before:.0f} to {now:.0f} %.")
     thin = [row for row in per_class if 0 < int(row["test_images"]) < THIN]
     if thin:
         said.append(f"{len(thin)} of {len(per_class)} classes have fewer than {THIN} test images: "
@@ -119,7 +123,8 @@ def summary(facts):
     rows = [("accuracy", f"{facts['accuracy']:.1f} % (95 % interval {low:.1f} to {high:.1f}, "
                          f"{facts['test_images']} test images)"),
             ("mean over classes", f"{facts['mean_recall']:.1f} %: each class counts alike"),
-            ("zero-shot CLIP", f"{facts['zeroshot']:.1f} %, nothing trained")]
+            ("zero-shot CLIP", f"{facts['zeroshot']:.1f} %, mean over classes "
+                               f"{facts['zeroshot_mean_recall']:.1f} %, nothing trained")]
     gain = facts["gain"]
     if gain:
         rows.append(("gain", f"{gain['points']:+.1f} points (95 % interval {gain['low']:+.1f} to "
@@ -159,8 +164,8 @@ def groups(facts):
     """Recall and calibration of many-, medium- and few-shot classes."""
     errors, rows = facts["calibration_error"], []
     for name, group in facts["groups"].items():
-        rows.append((name, f"{group['classes']} classes, recall {group['recall']:.1f} %, "
-                           f"calibration error {errors[name]:.1f} %"))
+        rows.append((name, f"{group['classes']} classes, recall {group['recall']:.1f} % (zero-shot "
+                           f"{group['zeroshot']:.1f}), calibration error {errors[name]:.1f} %"))
     rows.append(("all", f"calibration error {errors['all']:.1f} %"))
     note = (f"Many: at least {measures.MANY} training images; few: at most {measures.FEW}. "
             f"Calibration error: how far the stated probability lies from the share of right "

@@ -69,6 +69,7 @@ def test_what_is_judged_by_hand():
     assert (facts["num_classes"], facts["test_images"]) == (3, 6)
     assert facts["mean_recall"] == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3, abs=1e-4)
     assert facts["zeroshot"] == pytest.approx(100 * 2 / 6)          # images 1 and 6
+    assert facts["zeroshot_mean_recall"] == pytest.approx(100 * (1 / 3 + 0 + 1) / 3, abs=1e-4)
     assert facts["accuracy_interval"] == measures.wilson(3, 6)      # images 1, 2, 4
     gain = facts["gain"]
     assert (gain["better"], gain["worse"], gain["points"]) == (2, 1, pytest.approx(100 / 6))
@@ -80,6 +81,9 @@ def test_what_is_judged_by_hand():
         group: pytest.approx(100 * error, abs=1e-4) for group, error in errors.items()}
     assert {group: v["classes"] for group, v in facts["groups"].items()} == {
         "many": 1, "few": 1, "unseen": 1}
+    assert facts["groups"]["many"]["recall"] == pytest.approx(200 / 3, abs=1e-4)
+    assert facts["groups"]["many"]["zeroshot"] == pytest.approx(100 / 3, abs=1e-4)
+    assert [facts["groups"]["unseen"][who] for who in ("recall", "zeroshot")] == [0, 100]
     assert measures.judge(NAMES, TRAINED, y, TUNED)["gain"] is None
 
 
@@ -95,6 +99,8 @@ def test_files_of_an_evaluation_by_hand(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "all: +16.67 points over zero-shot, 95 % interval " in printed
     assert "(2 images are right only now, 1 only before): no larger than the test noise" in printed
+    assert "all: mean recall (zero-shot): all 38.9 % (44.4); by training images many 66.7 % " in (
+        printed)
     assert "all: most confused: a taken for b (1), b taken for a (1), c taken for a (1)" in printed
 
 

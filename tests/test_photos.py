@@ -263,7 +263,8 @@ def test_report_is_one_page_that_needs_nothing(trained, at, archive):
     facts = json.loads(Path("found/base-to-novel.json").read_text())["results"]["all"]
     low, high = facts["accuracy_interval"]
     assert f"{facts['accuracy']:.1f} % (95 % interval {low:.1f} to {high:.1f}, 12 test" in said
-    assert f"{facts['zeroshot']:.1f} %, nothing trained" in said
+    before = f"{facts['zeroshot']:.1f} %, mean over classes {facts['zeroshot_mean_recall']:.1f} %"
+    assert f"{before}, nothing trained" in said
     assert "[u_1] [u_2] <b>x</b>." in said and "the folder's own counts" in said
     for row in read("found/all/per_class.csv"):
         assert f"{row['training_images']} trained, {row['test_images']} tested" in said
@@ -287,10 +288,12 @@ def test_report_of_what_was_not_trained_has_no_curve(folder, archive):
     (-1.0, 9.0, "Whether training helped, these test images can't tell")])
 def test_the_report_says_in_plain_words_how_far_to_trust_it(low, high, words):
     gain = {"low": low, "high": high}
-    facts = {"accuracy": 71.6, "accuracy_interval": (60.4, 80.5), "gain": gain}
+    facts = {"accuracy": 71.6, "accuracy_interval": (60.4, 80.5), "gain": gain,
+             "mean_recall": 61.6, "zeroshot_mean_recall": 75.6}
     per_class = [{"test_images": n} for n in ("0", "1", "9", "10", "200")]
     said = html.unescape(report.in_short(facts, per_class))
     assert "about 72 are named rightly (60 to 80 fit what was seen)" in said and words in said
+    assert "counts as much as a common one, went from 76 to 62 %." in said
     assert "2 of 5 classes have fewer than 10 test images" in said
     said = report.in_short(facts | {"gain": None}, per_class[3:])
     assert "Training" not in said and "hints" not in said
