@@ -329,10 +329,10 @@ def check(args):
                          "names")
     for name, ending in (("features", ".npz"), ("texts", ".npz"), ("report", ".html")):
         path = getattr(args, name)
-        if path and path.suffix != ending:
-            raise ValueError(f"--{name} {path}: expected a name that ends in {ending}")
-    if args.image and args.out and args.out.suffix != ".csv":
-        raise ValueError(f"--out {args.out}: with --image expected a name that ends in .csv")
+        if path:
+            files.check_output(f"--{name}", path, [ending])
+    if args.out and (args.image or args.table):
+        files.check_output("--out", args.out, [".csv"] if args.image else ())
     if args.format and not args.table:
         raise ValueError("--format goes with --table")
     transfers = args.task in TASKS and args.task != "base-to-novel"

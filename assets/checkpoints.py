@@ -270,8 +270,7 @@ def export(run, out):
     if method not in FOLDER:
         raise ValueError(f"{run} is a run of {method}, which learns nothing; choose one of "
                          f"{', '.join(FOLDER)}")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out.parent} is no folder: make it, or choose another --out")
+    files.check_output("--out", out)
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     accuracy = result.get("base", result.get("all")) or 0.0
     files.write(out, weight_files.saved(as_original(settings, learned, float(accuracy))))

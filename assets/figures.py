@@ -625,12 +625,7 @@ def parse(argv=None):
 
 def check(args):
     """Refuse what can't become a file, and folders that are not there, before any work."""
-    if args.out.suffix.lower() not in ENDINGS:
-        raise ValueError(f"--out {args.out}: expected a name that ends in {', '.join(ENDINGS)}")
-    if not args.out.parent.is_dir():
-        raise FileNotFoundError(f"--out {args.out}: there is no folder {args.out.parent}")
-    if args.out.exists() and not args.out.is_file():
-        raise ValueError(f"--out {args.out} is no plain file: choose another name")
+    files.check_output("--out", args.out, ENDINGS)
     for folder in args.runs:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; expected runs of train.py")

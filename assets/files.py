@@ -14,6 +14,8 @@ import torch
 from filelock import FileLock  # torch itself depends on it
 
 NOT_UTF8 = re.compile("[\ud800-\udfff]")            # how Python shows the bytes of such a file name
+OF_A_RUN = ("result.json", "run.json", "split.json", "drawn.csv", "log.csv", "history.csv",
+            "prompts.pt", "state.pt")               # what train.py leaves in a run's folder
 
 # Files --------------------------------------------------------------------------------------------
 
@@ -58,6 +60,22 @@ def write(path, content, part="part"):
             raise
         raise OSError(f"{path}: can't be written ({problem.strerror or problem}); make room or "
                       "choose another place") from None
+
+
+def check_output(option, path, endings=()):
+    """Refuse, before any work, a file that can't be written at `path`, or is one of a run's.
+
+    option   what the line begins with, as "--out"; endings: of the name, any where there are none
+    """
+    if endings and path.suffix.lower() not in endings:
+        raise ValueError(f"{option} {path}: expected a name that ends in {', '.join(endings)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{option} {path}: there is no folder {path.parent}: make it, or "
+                                "choose another")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{option} {path} is no plain file: choose another name")
+    if path.name in OF_A_RUN and (path.parent / "result.json").exists():
+        raise ValueError(f"{option} {path} is what a run left there: choose another name")
 
 
 def write_csv(path, rows):

@@ -29,8 +29,6 @@ from assets import files, messages, weight_files
 TERMS = ("loss", "l_clip", "l_lc", "l_mi")
 HISTORY = ("delta_lcd", "lc_shared", "lc_unequal", "delta_mid", "feature_collapse",
            "prototype_collapse", "classifier_collapse", "accuracy")
-FILES = ("result.json", "run.json", "split.json", "drawn.csv", "log.csv", "history.csv",
-         "prompts.pt", "state.pt")
 LOCK = ".lock"
 PLACES = ("data_root", "device")        # may differ when a run goes on
 READ_STEPS, SAVE_SECONDS = 20, 10.0     # how often terms are read and the state is kept
@@ -149,7 +147,7 @@ def look(folder, settings):
     if folder.exists() and not folder.is_dir():
         raise Taken(f"{folder} must be a new or empty folder, it is a file: choose another")
     names = os.listdir(folder) if folder.is_dir() else []
-    if all(name in (LOCK, *(f"{file}.part" for file in FILES)) for name in names):
+    if all(name in (LOCK, *(f"{file}.part" for file in files.OF_A_RUN)) for name in names):
         return "nothing"
     before = read_json(folder / "run.json") if "run.json" in names else None
     if not isinstance(before, dict):
@@ -241,7 +239,7 @@ def claim(args, dataset, settings):
 def clean(folder):
     """Remove what a finished run no longer needs."""
     if (folder / "result.json").is_file():
-        for name in ("state.pt", *(f"{name}.part" for name in FILES), LOCK):
+        for name in ("state.pt", *(f"{name}.part" for name in files.OF_A_RUN), LOCK):
             with contextlib.suppress(OSError):          # absent; or Windows keeps an open file
                 (folder / name).unlink()
 

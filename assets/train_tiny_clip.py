@@ -150,8 +150,8 @@ def check(args):
         raise ValueError(f"--width must be a multiple of 64, heads x 64, got {args.width}")
     if not 0 <= args.seed < 2 ** 32:
         raise ValueError(f"--seed must be from 0 to 2^32 - 1, got {args.seed}")
-    world.check_target(args.out, ".pt")
-    world.check_target(args.out.with_suffix(".log"), ".log")
+    files.check_output("--out", args.out, [".pt"])
+    files.check_output("log", args.out.with_suffix(".log"))
 
 
 def draw_pool(args, generator):

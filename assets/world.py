@@ -283,16 +283,6 @@ def contact_sheet():
     return sheet.crop((0, 0, width, y))
 
 
-def check_target(path, ending):
-    """ValueError or FileNotFoundError, before any work, unless `path` can become a file."""
-    if path.suffix != ending:
-        raise ValueError(f"{path}: expected a file that ends in {ending}")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is there and no plain file: choose another name")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is no folder: make it, or choose another name")
-
-
 def main(argv=None):
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from assets import files
@@ -302,7 +292,7 @@ def main(argv=None):
 
     def job():
         out, file = p.parse_args(argv).out, io.BytesIO()
-        check_target(out, ".png")
+        files.check_output("out", out, [".png"])
         contact_sheet().save(file, format="png", optimize=True)
         files.write(out, file.getvalue())
 

@@ -345,6 +345,6 @@ def test_ours_is_loaded_by_the_steps_of_the_originals_load_model(run, tmp_path):
 
 def test_what_cannot_be_written(run, at):
     assert "is no finished run" in refused("gone", "--out", "x", main=checkpoints.main)
-    assert "is no folder" in refused(run, "--out", "gone/x", main=checkpoints.main)
+    assert "there is no folder gone" in refused(run, "--out", "gone/x", main=checkpoints.main)
     code, _, err = call(checkpoints.main, run)
     assert code == 2 and "--out" in err
