@@ -56,12 +56,8 @@ AXES = ("method", "npt", "tau", "dataset", "seed", "w1", "w2", "lr")    # may ha
 def run(args):
     """The whole job, or what a killed one left to do -> the contents of result.json."""
     started = time.time()
-    dataset = data.load(args.dataset, args.data_root, classnames=args.classnames_file,
-                        seed=args.draw_seed)
+    dataset = load_dataset(args)
     settle(args, dataset)
-    if args.test_images:
-        dataset.test = data.test_subset(dataset.test, args.test_images, args.draw_seed)
-        dataset.split += f"; tested on a subset, {args.test_images} images a class"
     trained, items, n = training_set(dataset, args)                             # Sec. 5
     parts = tested_classes(dataset, args)
     names = [dataset.classnames[k] for k in trained]
@@ -101,6 +97,16 @@ def run(args):
     messages.report(result, settings["label"])
     print(f"{time.time() - started:.0f} s; saved in {folder}")
     return result
+
+
+def load_dataset(args):
+    """The dataset asked for, its test list cut to --test-images a class."""
+    dataset = data.load(args.dataset, args.data_root, classnames=args.classnames_file,
+                        seed=args.draw_seed)
+    if args.test_images:
+        dataset.test = data.test_subset(dataset.test, args.test_images, args.draw_seed)
+        dataset.split += f"; tested on a subset, {args.test_images} images a class"
+    return dataset
 
 
 def score_parts(learner, dataset, parts, frozen, quiet):

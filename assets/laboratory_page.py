@@ -514,119 +514,167 @@ def readings_differ(found):
 FINDINGS = (images_steps_imbalance, npt_gains, worth_it, geometry_moves, readings_differ)
 
 
-# Why ---------------------------------------------------------------------------------------------
+# Why: each quantity with its identity, the test of it, a prediction, what was measured -----------
 
-def why(found, shape):
-    """Each quantity with its identity, the test of it, a prediction and what was measured."""
-    sums = {**LONG, **NPT, **READINGS[3][1]}
-    strong_mi, strong_lc = ({**LONG, **NPT, **READINGS[i][1]} for i in (2, 1))
-    lcd = {name: found.mean("delta_lcd", **cell) for name, cell in (
-        ("plain", LONG), ("sums", sums), ("mi", strong_mi), ("lc", strong_lc))}
-    unequal = {name: found.paired("lc_unequal", cell, LONG) for name, cell in (
-        ("sums", sums), ("lc", strong_lc))}
-    own = {name: 1 + found.mean("delta_mid", **cell) for name, cell in (
-        ("plain", LONG), ("mi", strong_mi))}
-    few = {(word, when): found.mean(f"{word}_few_{when}", **LONG)
-           for word in ("cohesion", "repulsion") for when in ("first", "last")}
-    spread_left = 1 - 11 / 12 * lcd["plain"]
+SUMS = {**LONG, **NPT, **READINGS[3][1]}
+STRONG_MI = {**LONG, **NPT, **READINGS[2][1]}
+STRONG_LC = {**LONG, **NPT, **READINGS[1][1]}
+
+
+def why_definition_2(found, shape):
+    """What all texts share, and what it can't change."""
+    plain = found.mean("delta_lcd", **LONG)
+    return f"""**What Definition 2 measures.** For texts of length 1 with mean gbar, Delta_LCD =
+    K/(K-1) ||gbar||^2 (`test_def2_is_the_squared_length_of_the_sum`): what all texts share. It
+    adds <z, gbar>/lambda to every logit of an image alike, and no prediction moves
+    (`test_eq1_a_part_that_all_texts_share_moves_no_prediction`). So cross-entropy
+    allows it any value. *Measured*: {shape["delta_lcd"]:.2f} in zero-shot CLIP,
+    {plain:.2f} after MaPLe."""
+
+
+def why_no_pull(found, shape):
+    """Why cross-entropy sets no value of it."""
     free = {row["lambda"]: row for row in free_rows()
             if (row["K"], row["tau"], row["objective"]) == ("5", "1", "L_CLIP")}
-    return [
-        f"""**What Definition 2 measures.** For texts of length 1 with mean gbar, Delta_LCD =
-        K/(K-1) ||gbar||^2 (`test_def2_is_the_squared_length_of_the_sum`): what all texts share. It
-        adds <z, gbar>/lambda to every logit of an image alike, and no prediction moves
-        (`test_eq1_a_part_that_all_texts_share_moves_no_prediction`). So cross-entropy
-        allows it any value. *Measured*: {shape["delta_lcd"]:.2f} in zero-shot CLIP,
-        {lcd["plain"]:.2f} after MaPLe.""",
-        f"""**Why cross-entropy does not set it.** For free texts sum_k dL_CLIP/dg_k = 0
-        (`test_sec43_l_clip_never_pushes_on_the_shared_part`). It moves through normalisation and
-        through weights that all classes share, so its sign is a matter of the learner, not of the
-        loss. In the free model, where no weights are shared (balanced, K = 5, in
-        `free_features.csv`), it stays at lambda = 0.01 where it started
-        ({free["0.01"]["delta_lcd"]}): the classes are told apart at once and no gradient is left;
-        at lambda = 1 normalisation takes it to {free["1"]["delta_lcd"]}.""",
-        f"""**L_LC has two parts.** Its mean is Delta_LCD^2 + Var(<g_i, g_j>)
-        (`test_eq5_parts_by_loops_add_up_to_the_mean`): the shared part, and how unequal the angles
-        are. *Prediction*: where the shared part is large, nearly all of the gradient goes there.
-        *Measured*: with Eq. (5) as a sum Delta_LCD is {lcd["lc"]:.2f} for {lcd["plain"]:.2f}, and
-        Var moves by {unequal["lc"].words(3)}; with both
-        sums {lcd["sums"]:.2f} and {unequal["sums"].words(3)}: cosines squeezed near 0.85 are let
-        out. Over the room that the shared part leaves they vary less (the table of means and
-        sums).""",
-        f"""**Delta_LCD is a temperature.** Avg ||g_k - gbar||^2 = 1 - (K-1)/K Delta_LCD
-        (`test_def2_leaves_the_rest_for_the_differences`): texts have length 1, so a larger shared
-        part leaves less for what tells classes apart. *Consequence*: with Delta_LCD of
-        {lcd["plain"]:.2f}, {100 * spread_left:.0f} % of the squared length is left, and logits
-        differ as if lambda were {0.01 / math.sqrt(max(spread_left, 1e-9)):.3f} for texts with no
-        shared part.""",
-        f"""**What L_MI pulls towards.** With ||z_G||^2 = a^2 and prototypes b^2 around it, the mean
-        own cosine is at most sqrt(s) a + sqrt(1-s) b for s = ||gbar||^2, largest at Delta* =
-        K/(K-1) a^2/(a^2 + b^2) (`test_best_shared_part_by_search`). Images lie in a cone, so Delta*
-        is large: {shape["delta_star"]:.2f} for this CLIP's test images. *Prediction*: L_MI raises
-        Delta_LCD towards it, against L_LC, which wants 0. *Measured*: with Eq. (6) as a sum
-        Delta_LCD is {lcd["mi"]:.2f}, the mean own cosine {own["mi"]:.2f} for {own["plain"]:.2f}
-        (MaPLe moves the images too).""",
-        f"""**Remark 2, measured.** cohesion_k - repulsion_k = n_k - sum_n p_k(z_n)
-        (`test_remark_2_cohesion_and_repulsion_by_loop`): what decides is whether a class is
-        predicted too seldom or too often. *Measured* on MaPLe's training images at tau = 0.01, for
-        each of a few-shot class's images: cohesion {few["cohesion", "first"]:.2f}, repulsion
-        {few["repulsion", "first"]:.2f} after the warm-up epoch, {few["cohesion", "last"]:.2f} and
-        {few["repulsion", "last"]:.2f} after 22. Predictions of an untrained prompt know nothing of
-        the counts, so rare classes are over-predicted because n_k is small; training makes up for
-        most of it. The counts act through n_k - sum p, not through N - n_k.""",
-    ]
+    return f"""**Why cross-entropy does not set it.** For free texts sum_k dL_CLIP/dg_k = 0
+    (`test_sec43_l_clip_never_pushes_on_the_shared_part`). It moves through normalisation and
+    through weights that all classes share, so its sign is a matter of the learner, not of the
+    loss. In the free model, where no weights are shared (balanced, K = 5, in
+    `free_features.csv`), it stays at lambda = 0.01 where it started
+    ({free["0.01"]["delta_lcd"]}): the classes are told apart at once and no gradient is left;
+    at lambda = 1 normalisation takes it to {free["1"]["delta_lcd"]}."""
 
 
-def questions(found, shape):
-    """What students asked, answered by a formula, a figure of ours, or "not known"."""
-    novel = {name: found.paired("novel", cell, LONG) for name, cell in (
-        ("npt", {**LONG, **NPT}), ("lc", {**LONG, **NPT, **READINGS[1][1]}))}
-    strong = {**LONG, **NPT, **READINGS[1][1]}
-    cos, var = found.mean("cos_all", **strong), found.mean("lc_unequal", **strong)
+def why_two_parts(found, shape):
+    """What L_LC does to either of its parts."""
+    plain, strong = found.mean("delta_lcd", **LONG), found.mean("delta_lcd", **STRONG_LC)
+    sums = found.mean("delta_lcd", **SUMS)
+    unequal = {name: found.paired("lc_unequal", cell, LONG)
+               for name, cell in (("sums", SUMS), ("lc", STRONG_LC))}
+    return f"""**L_LC has two parts.** Its mean is Delta_LCD^2 + Var(<g_i, g_j>)
+    (`test_eq5_parts_by_loops_add_up_to_the_mean`): the shared part, and how unequal the angles
+    are. *Prediction*: where the shared part is large, nearly all of the gradient goes there.
+    *Measured*: with Eq. (5) as a sum Delta_LCD is {strong:.2f} for {plain:.2f}, and
+    Var moves by {unequal["lc"].words(3)}; with both
+    sums {sums:.2f} and {unequal["sums"].words(3)}: cosines squeezed near 0.85 are let
+    out. Over the room that the shared part leaves they vary less (the table of means and
+    sums)."""
+
+
+def why_temperature(found, shape):
+    """A larger shared part leaves less for the differences."""
+    plain = found.mean("delta_lcd", **LONG)
+    spread_left = 1 - 11 / 12 * plain
+    return f"""**Delta_LCD is a temperature.** Avg ||g_k - gbar||^2 = 1 - (K-1)/K Delta_LCD
+    (`test_def2_leaves_the_rest_for_the_differences`): texts have length 1, so a larger shared
+    part leaves less for what tells classes apart. *Consequence*: with Delta_LCD of
+    {plain:.2f}, {100 * spread_left:.0f} % of the squared length is left, and logits
+    differ as if lambda were {0.01 / math.sqrt(max(spread_left, 1e-9)):.3f} for texts with no
+    shared part."""
+
+
+def why_pull_of_l_mi(found, shape):
+    """Where L_MI would have Delta_LCD."""
+    strong = found.mean("delta_lcd", **STRONG_MI)
+    own = {name: 1 + found.mean("delta_mid", **cell)
+           for name, cell in (("plain", LONG), ("mi", STRONG_MI))}
+    return f"""**What L_MI pulls towards.** With ||z_G||^2 = a^2 and prototypes b^2 around it, the
+    mean own cosine is at most sqrt(s) a + sqrt(1-s) b for s = ||gbar||^2, largest at Delta* =
+    K/(K-1) a^2/(a^2 + b^2) (`test_best_shared_part_by_search`). Images lie in a cone, so Delta*
+    is large: {shape["delta_star"]:.2f} for this CLIP's test images. *Prediction*: L_MI raises
+    Delta_LCD towards it, against L_LC, which wants 0. *Measured*: with Eq. (6) as a sum
+    Delta_LCD is {strong:.2f}, the mean own cosine {own["mi"]:.2f} for {own["plain"]:.2f}
+    (MaPLe moves the images too)."""
+
+
+def why_remark_2(found, shape):
+    """Cohesion and repulsion of few-shot classes."""
+    few = {(word, when): found.mean(f"{word}_few_{when}", **LONG)
+           for word in ("cohesion", "repulsion") for when in ("first", "last")}
+    return f"""**Remark 2, measured.** cohesion_k - repulsion_k = n_k - sum_n p_k(z_n)
+    (`test_remark_2_cohesion_and_repulsion_by_loop`): what decides is whether a class is
+    predicted too seldom or too often. *Measured* on MaPLe's training images at tau = 0.01, for
+    each of a few-shot class's images: cohesion {few["cohesion", "first"]:.2f}, repulsion
+    {few["repulsion", "first"]:.2f} after the warm-up epoch, {few["cohesion", "last"]:.2f} and
+    {few["repulsion", "last"]:.2f} after 22. Predictions of an untrained prompt know nothing of
+    the counts, so rare classes are over-predicted because n_k is small; training makes up for
+    most of it. The counts act through n_k - sum p, not through N - n_k."""
+
+
+WHY = [why_definition_2, why_no_pull, why_two_parts, why_temperature,
+       why_pull_of_l_mi, why_remark_2]
+
+
+# What students asked, answered by a formula, a figure of ours, or "not known" --------------------
+
+def answer_novel(found, shape):
+    """Why should an ETF of base texts help novel classes, whose texts no loss touches?"""
+    novel = {name: found.paired("novel", cell, LONG)
+             for name, cell in (("npt", {**LONG, **NPT}), ("lc", STRONG_LC))}
+    return f"""No formula says it should: novel texts change only through the shared vectors.
+    Measured, NPT moves novel accuracy by {novel["npt"]}, with Eq. (5) as a sum by
+    {novel["lc"]} (tau = 0.01, 242 steps)."""
+
+
+def answer_shared_vectors(found, shape):
+    """How near can texts come to an ETF when only shared vectors are learned?"""
+    cos, var = found.mean("cos_all", **STRONG_LC), found.mean("lc_unequal", **STRONG_LC)
+    return f"""On average nearly, pair by pair not: what all texts share can be learned away, the
+    words of a class name stay. The strongest L_LC tried (39.6) ends at a mean cosine of
+    {cos:.2f}, where an ETF has {-1 / 11:.2f}, with a standard deviation over pairs of
+    {math.sqrt(var):.2f}, where an ETF has 0. Free texts reach it
+    (`test_free_l_lc_ends_at_the_etf_and_free_l_mi_at_the_text`)."""
+
+
+def answer_likeness(found, shape):
+    """L_LC ignores meaning: why push similar classes as far apart as any?"""
+    return """It does ignore it; Eq. (5) has no term for likeness. In an ETF every class is equally
+    far from every other, which is best only where errors are equally bad. Whether keeping
+    likeness would serve novel classes better was not run."""
+
+
+def answer_gap(found, shape):
+    """L_MI wants <z, g> = 1. How far can prompts close that gap, and must they?"""
+    own = 1 + found.mean("delta_mid", **LONG)
     free, = (row for row in free_rows() if (row["K"], row["tau"], row["lambda"], row["objective"])
              == ("5", "1", "0.01", "L_CLIP"))
+    return f"""For given images free texts reach at most Avg_k ||z_k|| = {shape["own_best"]:.2f} on
+    average (each text along its prototype); zero-shot has {shape["own"]:.2f}, MaPLe
+    {own:.2f}. Cross-entropy does not need it: in the free model at lambda = 0.01 it is
+    satisfied with an own cosine of {1 + float(free["delta_mid"]):.2f} (balanced, K = 5):
+    a difference of 0.05 is 5 in a logit."""
+
+
+def answer_gradient_of_u(found, shape):
+    """With shared prompts, how does Remark 2 carry over from G_l(t_k) to u?"""
+    return """dL/du = sum_k J_k^T dL/dg_k: the classes' pulls and pushes are added up in one vector.
+    Where the J_k are alike, sum_k dL_CLIP/dg_k = 0 cancels most of it: no class's repulsion
+    can overwhelm by itself. What is left comes from how the J_k differ, and no count n_k says
+    how."""
+
+
+def answer_sign_of_fig_2(found, shape):
+    """Why has Delta_LCD another sign here than in Fig. 2?"""
     inside, between = correlation(found, "delta_lcd", H)
     novel_mid = correlation(found, "novel_delta_mid", "novel")[0]
+    return f"""At matched steps r is {inside.words(2)} within cells and
+    {between:+.2f} between the means of {len(MATCHED)} cells, too few for an interval. Pooled
+    runs of unequal steps mix both with the number of steps. |Delta_MID| of novel classes has
+    the paper's sign ({novel_mid.words(2)}). Fig. 2 pools tau, methods and datasets; which
+    part of it is within, it does not say."""
+
+
+def answer_two_taus(found, shape):
+    """Why do 0.05 and 0.01 differ, when both end at one image?"""
     taus = found.paired(H, {"tau": 0.05}, {"tau": 0.01})
     matched = found.paired(H, {"tau": 0.05, **STEPS["0.05"]}, LONG)
-    own = 1 + found.mean("delta_mid", **LONG)
-    return [
-        ("Why should an ETF of base texts help novel classes, whose texts no loss touches?",
-         f"""No formula says it should: novel texts change only through the shared vectors.
-         Measured, NPT moves novel accuracy by {novel["npt"]}, with Eq. (5) as a sum by
-         {novel["lc"]} (tau = 0.01, 242 steps)."""),
-        ("How near can texts come to an ETF when only shared vectors are learned?",
-         f"""On average nearly, pair by pair not: what all texts share can be learned away, the
-         words of a class name stay. The strongest L_LC tried (39.6) ends at a mean cosine of
-         {cos:.2f}, where an ETF has {-1 / 11:.2f}, with a standard deviation over pairs of
-         {math.sqrt(var):.2f}, where an ETF has 0. Free texts reach it
-         (`test_free_l_lc_ends_at_the_etf_and_free_l_mi_at_the_text`)."""),
-        ("L_LC ignores meaning: why push similar classes as far apart as any?",
-         """It does ignore it; Eq. (5) has no term for likeness. In an ETF every class is equally
-         far from every other, which is best only where errors are equally bad. Whether keeping
-         likeness would serve novel classes better was not run."""),
-        ("L_MI wants <z, g> = 1. How far can prompts close that gap, and must they?",
-         f"""For given images free texts reach at most Avg_k ||z_k|| = {shape["own_best"]:.2f} on
-         average (each text along its prototype); zero-shot has {shape["own"]:.2f}, MaPLe
-         {own:.2f}. Cross-entropy does not need it: in the free model at lambda = 0.01 it is
-         satisfied with an own cosine of {1 + float(free["delta_mid"]):.2f} (balanced, K = 5):
-         a difference of 0.05 is 5 in a logit."""),
-        ("With shared prompts, how does Remark 2 carry over from G_l(t_k) to u?",
-         """dL/du = sum_k J_k^T dL/dg_k: the classes' pulls and pushes are added up in one vector.
-         Where the J_k are alike, sum_k dL_CLIP/dg_k = 0 cancels most of it: no class's repulsion
-         can overwhelm by itself. What is left comes from how the J_k differ, and no count n_k says
-         how."""),
-        ("Why has Delta_LCD another sign here than in Fig. 2?",
-         f"""At matched steps r is {inside.words(2)} within cells and
-         {between:+.2f} between the means of {len(MATCHED)} cells, too few for an interval. Pooled
-         runs of unequal steps mix both with the number of steps. |Delta_MID| of novel classes has
-         the paper's sign ({novel_mid.words(2)}). Fig. 2 pools tau, methods and datasets; which
-         part of it is within, it does not say."""),
-        ("Why do 0.05 and 0.01 differ, when both end at one image?",
-         f"""They differ in the middle, in images (62 and 45) and so in steps: 75 and 55 in 5
-         epochs. Whether they differ in H: {taus} there, {matched} with 240 steps each
-         ({matched.n} seeds)."""),
-    ]
+    return f"""They differ in the middle, in images (62 and 45) and so in steps: 75 and 55 in 5
+    epochs. Whether they differ in H: {taus} there, {matched} with 240 steps each
+    ({matched.n} seeds)."""
+
+
+ANSWERS = [answer_novel, answer_shared_vectors, answer_likeness, answer_gap,
+           answer_gradient_of_u, answer_sign_of_fig_2, answer_two_taus]
 
 
 # The page ----------------------------------------------------------------------------------------
@@ -709,9 +757,10 @@ def page(found):
         wrapped(f"""Correlations are within five cells of MaPLe at 240 steps (tau = 1 and 0.01,
             without and with NPT, and the 45 balanced images), their intervals a bootstrap's over
             seeds. {power(found)}"""),
-        "## Why", "\n".join(wrapped(part, "- ") for part in why(found, shape)),
-        "## Seven questions", "\n".join(wrapped(f"**{question}** {' '.join(answer.split())}", "- ")
-                                        for question, answer in questions(found, shape)),
+        "## Why", "\n".join(wrapped(part(found, shape), "- ") for part in WHY),
+        "## Seven questions", "\n".join(
+            wrapped(f"**{answer.__doc__}** {' '.join(answer(found, shape).split())}", "- ")
+            for answer in ANSWERS),
         "## The main experiment", "5 epochs, mean ± standard deviation over seeds.",
         main_table(found),
         "## Images, steps, imbalance", controls_table(found),
