@@ -188,11 +188,13 @@ def select(items, labels):
     return [(name, new[label]) for name, label in items if label in new]
 
 
-def test_subset(items, n, seed):
-    """At most n test items a class, drawn by seed, in the order given."""
-    rng, groups = random.Random(seed), by_label(labels_of(items))
-    kept = {i for group in groups.values() for i in rng.sample(group, min(n, len(group)))}
-    return [item for i, item in enumerate(items) if i in kept]
+def cut_tests(dataset, n, seed):
+    """Leave at most n test items a class (None: all), drawn by seed; the split says so."""
+    if n:
+        rng, groups = random.Random(seed), by_label(labels_of(dataset.test))
+        kept = {i for group in groups.values() for i in rng.sample(group, min(n, len(group)))}
+        dataset.test = [item for i, item in enumerate(dataset.test) if i in kept]
+        dataset.split += f"; a subset, {n} test images a class"
 
 
 def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None, total=None):

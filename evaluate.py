@@ -181,10 +181,7 @@ def load_dataset(folder, settings, data_root):
                              f"{folder}, first {min(seen)}: its pictures or its split changed "
                              f"since; now: {dataset.split}")
     data.check_pictures(dataset, dataset.test, decode=False)
-    if settings.get("test_images"):
-        dataset.test = data.test_subset(dataset.test, settings["test_images"],
-                                        settings["draw_seed"])
-        dataset.split += f"; a subset, {settings['test_images']} test images a class"
+    data.cut_tests(dataset, settings.get("test_images"), settings["draw_seed"])
     return dataset
 
 

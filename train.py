@@ -56,7 +56,9 @@ AXES = ("method", "npt", "tau", "dataset", "seed", "w1", "w2", "lr")    # may ha
 def run(args):
     """The whole job, or what a killed one left to do -> the contents of result.json."""
     started = time.time()
-    dataset = load_dataset(args)
+    dataset = data.load(args.dataset, args.data_root, classnames=args.classnames_file,
+                        seed=args.draw_seed)
+    data.cut_tests(dataset, args.test_images, args.draw_seed)
     settle(args, dataset)
     trained, items, n = training_set(dataset, args)                             # Sec. 5
     parts = tested_classes(dataset, args)
@@ -90,23 +92,12 @@ def run(args):
             save_prompts(folder, learner, settings)
         prompts.load_trainable(learner, saved.read_prompts(folder)[1])
         tuned = score_parts(learner, dataset, parts, frozen, args.quiet)
-        on_trained = next(iter(tuned.values()))["accuracy"]
-        messages.warn_collapsed(last, len(names), on_trained)
+        messages.warn_collapsed(last, len(names), tuned)
         result = runs.result_of(settings, dataset, prompts.trainable(learner), tuned, zeroshot)
         runs.write_json(folder / "result.json", result)
     messages.report(result, settings["label"])
     print(f"{time.time() - started:.0f} s; saved in {folder}")
     return result
-
-
-def load_dataset(args):
-    """The dataset asked for, its test list cut to --test-images a class."""
-    dataset = data.load(args.dataset, args.data_root, classnames=args.classnames_file,
-                        seed=args.draw_seed)
-    if args.test_images:
-        dataset.test = data.test_subset(dataset.test, args.test_images, args.draw_seed)
-        dataset.split += f"; tested on a subset, {args.test_images} images a class"
-    return dataset
 
 
 def score_parts(learner, dataset, parts, frozen, quiet):
@@ -225,8 +216,8 @@ def describe(args, names, n):
 
 def save_prompts(folder, learner, settings):
     learned = {name: p.detach().cpu() for name, p in prompts.trainable(learner).items()}
-    files.write(folder / "prompts.pt",
-               weight_files.saved({"learned": learned, "settings": settings}))
+    content = weight_files.saved({"learned": learned, "settings": settings})
+    files.write(folder / "prompts.pt", content)
 
 
 # The settings ----------------------------------------------------------------------------------

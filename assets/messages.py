@@ -70,8 +70,9 @@ def warn_near_chance(dataset, labels, part, accuracy):
               + " ".join(dataset.template.replace("{}", name) for name in names))
 
 
-def warn_collapsed(last, K, accuracy):
-    """last: L_CLIP over the last epoch; accuracy on the trained classes, in per cent."""
+def warn_collapsed(last, K, tuned):
+    """last: L_CLIP over the last epoch; tuned: the parts' measures, trained classes first."""
+    accuracy = next(iter(tuned.values()))["accuracy"]
     if K > 1 and last > 0.95 * math.log(K) and accuracy <= 150 / K:
         print(f"warning: L_CLIP ended at {last:.3f}, near ln K = {math.log(K):.3f}, a guess among "
               f"{K} classes: this run has collapsed; try a smaller --lr or another --seed")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -422,7 +423,7 @@ def test_another_picture_or_weights_have_features_of_their_own(quick, at):
 def test_a_subset_of_the_test_images_is_drawn_by_seed_and_said(at):
     done(*WORLD, "--out", "run")
     result = json.loads(Path("run/result.json").read_text())
-    assert result["test_images"] == 2 and "subset, 2 images a class" in result["split"]
+    assert result["test_images"] == 2 and "a subset, 2 test images a class" in result["split"]
     done("run", main=evaluate.main)
     rows = read("run/evaluation/base/predictions.csv")
     assert len(rows) == 24
@@ -430,10 +431,16 @@ def test_a_subset_of_the_test_images_is_drawn_by_seed_and_said(at):
     assert found["results"]["base"]["accuracy"] == pytest.approx(result["base"], abs=1e-4)
     assert found["test_images"] == 2
     items = [(f"{k}/{i}", k) for k in range(3) for i in range(5)]
-    first = data.test_subset(items, 2, 7)
-    assert first == data.test_subset(items, 2, 7) != data.test_subset(items, 2, 8)
+
+    def cut(n, seed):
+        dataset = SimpleNamespace(test=items, split="")
+        data.cut_tests(dataset, n, seed)
+        return dataset.test
+
+    first = cut(2, 7)
+    assert first == cut(2, 7) != cut(2, 8)
     assert [sum(label == k for _, label in first) for k in range(3)] == [2, 2, 2]
-    assert data.test_subset(items, 9, 7) == items
+    assert cut(9, 7) == cut(None, 7) == items
     assert "subset" in done("--table", "1", "run", main=evaluate.main)
 
 
