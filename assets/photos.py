@@ -200,8 +200,8 @@ def note_newcomers(folder, parts):
     new = [photo for photo in files_below(folder) if photo.suffix.lower() in datasets.ENDINGS
            and photo.relative_to(folder).as_posix() not in kept]
     if new:
-        print(f"note      {len(new)} photos came to {folder} after the run and are ignored, first "
-              f"{new[0].relative_to(folder)}; train anew to use them")
+        print(f"note      {len(new)} photos in {folder} are not in the run's {SPLIT} and are "
+              f"ignored, first {new[0].relative_to(folder)}; train anew to use them")
 
 
 # New photos --------------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ THIN = 10                   # test images of a class under which its recall is o
 HIDDEN = ("trained_classes", "class_counts", "prompts", "data_root", "dataset", "classnames_file",
           "device", "label", "backbone")        # shown elsewhere, or paths of one's own machine
 HELPED = {
-    measures.GAIN: "Training helped, by more than the test images' noise.",
-    measures.LOSS: "Training made it worse, by more than the test images' noise: zero-shot CLIP "
+    measures.GAIN: "Training raised that, by more than the test images' noise.",
+    measures.LOSS: "Training lowered that, by more than the test images' noise: zero-shot CLIP "
                    "serves better.",
-    measures.NOISE: "Whether training helped, these test images can't tell: more of them could.",
+    measures.NOISE: "Whether training changed that, these test images can't tell: more could.",
 }
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;
@@ -60,8 +60,9 @@ def write(path, run, settings, results, out, dataset):
     for part, facts in parts.items():
         per_class = read_csv(out / part / "per_class.csv")
         mistaken = read_csv(out / part / "predictions.csv")
-        body += [f"<h2>{escape(part.capitalize())} classes</h2>", in_short(facts, per_class),
-                 summary(facts), classes(per_class), groups(facts), worst(facts, mistaken, dataset)]
+        body += [f"<h2>{escape(part.capitalize())} classes</h2>",
+                 in_short(facts, per_class, settings), summary(facts),
+                 classes(per_class), groups(facts), worst(facts, mistaken, dataset)]
     body += [curve(run / "log.csv"), details(run, settings)]
     page = ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -100,22 +101,31 @@ def about(settings, results, dataset):
     return table(rows)
 
 
-def in_short(facts, per_class):
-    """How good it is, whether training helped and how far to trust that, in plain words."""
+def in_short(facts, per_class, settings):
+    """How good it is, what training did and how far to trust that, in plain words."""
     low, high = facts["accuracy_interval"]
     said = [f"Of 100 images like the tested ones about {facts['accuracy']:.0f} are named rightly "
             f"({low:.0f} to {high:.0f} fit what was seen)."]
     if facts["gain"]:
-        said.append(HELPED[measures.verdict(facts["gain"])])
-    now, before = facts["mean_recall"], facts["zeroshot_mean_recall"]
-    if facts["gain"]:
-        said.append(f"The mean over classes, in which a rare one counts as much as a common one, "
-                    f"went from {before:.0f} to {now:.0f} %.")
+        said += training(facts, settings)
     thin = [row for row in per_class if 0 < int(row["test_images"]) < THIN]
     if thin:
         said.append(f"{len(thin)} of {len(per_class)} classes have fewer than {THIN} test images: "
                     "take their bars below as hints.")
     return f"<p>{escape(' '.join(said))}</p>"
+
+
+def training(facts, settings):
+    """Sentences on what training changed, for all images and for rare classes."""
+    now, before = facts["mean_recall"], facts["zeroshot_mean_recall"]
+    said = [HELPED[measures.verdict(facts["gain"])],
+            "The mean over classes, in which a rare one counts as much as a common one, went from "
+            f"{before:.0f} to {now:.0f} %."]
+    if facts["gain"]["low"] > 0 and now < before:
+        said.append("Common classes gained and rare ones lost.")
+        if not settings.get("logit_adjust"):
+            said.append("To weigh rare ones more, train with --logit-adjust.")
+    return said
 
 
 def summary(facts):

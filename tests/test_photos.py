@@ -101,11 +101,11 @@ def test_the_kept_split_is_what_was_trained_and_tested(folder, archive):
 
 def test_photos_that_came_after_the_run_are_said_and_change_nothing(folder, archive):
     done(*COOP, "--dataset", folder, "--backbone", archive, "--out", "runs/one")
-    assert "came to" not in evaluated("runs/one", "--out", "before")
+    assert "not in the run's" not in evaluated("runs/one", "--out", "before")
     for name in ("ant/zz.png", "bee/zz.png", "bee/.hidden.png", "bee/notes.txt"):
         shutil.copy(folder / "ant/ant_1.png", folder / name)
     printed = evaluated("runs/one", "--out", "after")
-    assert f"note      2 photos came to {folder} after the run" in printed
+    assert f"note      2 photos in {folder} are not in the run's split.json" in printed
     assert "first ant/zz.png; train anew to use them" in printed
     assert files(Path("before")) == files(Path("after"))
     assert "runs holds 1 runs: evaluate one of them, such as runs/one" in refused(
@@ -284,18 +284,20 @@ def test_report_of_what_was_not_trained_has_no_curve(folder, archive):
 
 
 @pytest.mark.parametrize("low, high, words", [
-    (1.0, 9.0, "Training helped, by more"), (-9.0, -1.0, "Training made it worse, by more"),
-    (-1.0, 9.0, "Whether training helped, these test images can't tell")])
+    (1.0, 9.0, "Training raised that, by more"), (-9.0, -1.0, "Training lowered that, by more"),
+    (-1.0, 9.0, "Whether training changed that, these test images can't tell")])
 def test_the_report_says_in_plain_words_how_far_to_trust_it(low, high, words):
     gain = {"low": low, "high": high}
     facts = {"accuracy": 71.6, "accuracy_interval": (60.4, 80.5), "gain": gain,
              "mean_recall": 61.6, "zeroshot_mean_recall": 75.6}
     per_class = [{"test_images": n} for n in ("0", "1", "9", "10", "200")]
-    said = html.unescape(report.in_short(facts, per_class))
+    said = html.unescape(report.in_short(facts, per_class, {}))
     assert "about 72 are named rightly (60 to 80 fit what was seen)" in said and words in said
     assert "counts as much as a common one, went from 76 to 62 %." in said
+    assert ("train with --logit-adjust" in said) == (low > 0)      # accuracy up, class mean down
     assert "2 of 5 classes have fewer than 10 test images" in said
-    said = report.in_short(facts | {"gain": None}, per_class[3:])
+    assert "--logit-adjust" not in report.in_short(facts, per_class, {"logit_adjust": True})
+    said = report.in_short(facts | {"gain": None}, per_class[3:], {})
     assert "Training" not in said and "hints" not in said
 
 
