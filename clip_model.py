@@ -249,6 +249,19 @@ def load(name_or_path, device="cpu", dtype=torch.float32):
     with "module.". Weights become `dtype`; the temperature stays float32. Raises FileNotFoundError,
     or ValueError for a file that can't be read as a CLIP.
     """
+    path = find(name_or_path)
+    try:
+        clip = build(weight_files.read_state_dict(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    scale = clip.logit_scale.detach().float()
+    clip = clip.to(device=device, dtype=dtype)
+    clip.logit_scale = nn.Parameter(scale.to(device))
+    return clip
+
+
+def find(name_or_path):
+    """The weights file of a name or path, downloaded where it has to be; see load."""
     name = str(name_or_path)
     if regex.fullmatch(r"RN\d+(x\d+)?", name):
         raise ValueError(f"{name} is a ResNet; this companion covers the ViT models: "
@@ -262,14 +275,13 @@ def load(name_or_path, device="cpu", dtype=torch.float32):
     if not path.is_file():
         raise FileNotFoundError(f"no CLIP model or file {name!r}: give one of {', '.join(MODELS)}, "
                                 "tiny, or the path of a weights file")
-    try:
-        clip = build(weight_files.read_state_dict(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    scale = clip.logit_scale.detach().float()
-    clip = clip.to(device=device, dtype=dtype)
-    clip.logit_scale = nn.Parameter(scale.to(device))
-    return clip
+    return path
+
+
+def fingerprint(name_or_path):
+    """SHA-256 of a weights file: a name or path may come to hold other weights."""
+    name = str(name_or_path)
+    return MODELS[name][0] if name in MODELS else weight_files.sha256(find(name))
 
 
 # ---------------------------------------------------------------------------------- the tokenizer

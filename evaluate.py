@@ -152,6 +152,9 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
                                 "in it, as train.py leaves them")
     settings, learned = saved.read_prompts(folder)
     clip = clip_model.load(settings["backbone"], device, dtype)
+    if settings.get("weights_sha256") not in (None, clip_model.fingerprint(settings["backbone"])):
+        raise ValueError(f"{folder} was trained on other weights than {settings['backbone']} holds "
+                         "now: put those back, or train again")
     learner = prompts.build(settings["method"], clip, classnames or settings["trained_classes"],
                             n_ctx=settings["n_ctx"], ctx_init=settings["ctx_init"],
                             prompt_depth=settings["prompt_depth"],

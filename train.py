@@ -73,7 +73,8 @@ def run(args):
     clip = clip_model.load(args.backbone, device, getattr(torch, args.precision))
     torch.manual_seed(args.seed)
     learner = prompts.build(args.method, clip, names, **learner_settings(args))
-    settings["prompt_depth"] = getattr(learner, "prompt_depth", None)
+    settings |= {"prompt_depth": getattr(learner, "prompt_depth", None),
+                 "weights_sha256": clip_model.fingerprint(args.backbone)}
     messages.announce(learner, dataset, settings)
     photos.inspect(dataset, items, clip)
 
@@ -86,11 +87,7 @@ def run(args):
         zeroshot = score_parts(plain, dataset, parts, frozen, args.quiet)
         for part, labels in parts.items():
             messages.warn_near_chance(dataset, labels, part, zeroshot[part]["accuracy"])
-        last = math.nan
-        if not (folder / "prompts.pt").is_file():
-            last = train(learner, dataset, items, args, folder)
-            save_prompts(folder, learner, settings)
-        prompts.load_trainable(learner, saved.read_prompts(folder)[1])
+        last = learn(learner, dataset, items, args, folder, settings)
         tuned = score_parts(learner, dataset, parts, frozen, args.quiet)
         messages.warn_collapsed(last, len(names), tuned)
         result = runs.result_of(settings, dataset, prompts.trainable(learner), tuned, zeroshot)
@@ -98,6 +95,16 @@ def run(args):
     messages.report(result, settings["label"])
     print(f"{time.time() - started:.0f} s; saved in {folder}")
     return result
+
+
+def learn(learner, dataset, items, args, folder, settings):
+    """Train, or read what a killed run had kept -> L_CLIP over the last epoch, nan if read."""
+    last = math.nan
+    if not (folder / "prompts.pt").is_file():
+        last = train(learner, dataset, items, args, folder)
+        save_prompts(folder, learner, settings)
+    prompts.load_trainable(learner, saved.read_prompts(folder)[1])
+    return last
 
 
 def score_parts(learner, dataset, parts, frozen, quiet):

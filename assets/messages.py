@@ -33,6 +33,9 @@ def announce(learner, dataset, settings):
     terms = f" + {settings['w1']:g} L_LC + {settings['w2']:g} L_MI ({settings['reduction']})"
     print(f"objective L_CLIP{terms if settings['npt'] else ''}; {settings['epochs']} epochs, batch "
           f"{settings['batch_size']}, lr {settings['lr']:g}")
+    if settings["epochs"] == 1:
+        print("note      the first epoch is CoOp's warm-up, at lr 1e-05: one epoch learns next to "
+              "nothing")
     note_floor(learner.clip.text_projection.shape[1], settings)
 
 

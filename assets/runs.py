@@ -31,6 +31,9 @@ HISTORY = ("delta_lcd", "lc_shared", "lc_unequal", "delta_mid", "feature_collaps
            "prototype_collapse", "classifier_collapse", "accuracy")
 LOCK = ".lock"
 PLACES = ("data_root", "device")        # may differ when a run goes on
+CHANGED = {                             # settings that no option names
+    "class_counts": "of other training images: its pictures changed",
+    "weights_sha256": "with other weights: the file of its CLIP changed"}
 READ_STEPS, SAVE_SECONDS = 20, 10.0     # how often terms are read and the state is kept
 
 
@@ -159,9 +162,8 @@ def look(folder, settings):
     other = [name for name, value in now.items()
              if name not in PLACES and before.get(name) != value]
     kind = "a finished run" if "result.json" in names else "an unfinished run"
-    if other == ["class_counts"]:
-        raise Taken(f"{folder} holds {kind} of other training images: its pictures changed since; "
-                    "choose another --out")
+    if len(other) == 1 and other[0] in CHANGED:
+        raise Taken(f"{folder} holds {kind} {CHANGED[other[0]]} since; choose another --out")
     if other:
         raise Taken(f"{folder} holds {kind} with another --{other[0].replace('_', '-')} "
                          f"({str(before.get(other[0]))[:60]}, now {str(now[other[0]])[:60]}): "

@@ -19,7 +19,7 @@ import data
 import evaluate
 import prompts
 import train
-from assets import datasets, features
+from assets import datasets, features, weight_files
 
 # 60 % of each train: 14, 7, 5, 2
 CLASSES = {"black_cat": 24, "dog": 12, "empty handed": 8, "ä b": 4}
@@ -301,6 +301,12 @@ def test_weights_that_moved(own, archive):
     write_classes(own / "pets", {"cat": 8, "dog": 8})
     done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "pets",
          "--backbone", "mine.pt", "--out", "mine")
+    evaluated("mine")
+    content = weight_files.read_state_dict(weights)
+    content["text_projection"][0, 0] += 1
+    torch.save(content, weights)                    # other weights of the same name
+    line = refused("mine", main=evaluate.main)
+    assert "mine was trained on other weights than" in line and "put those back" in line
     Path(weights).unlink()
     assert "mine.pt" in refused("mine", main=evaluate.main)
 

@@ -78,6 +78,19 @@ def test_a_run_killed_before_anything_was_kept_begins_again(at, undisturbed, mon
     assert run_files("run") == undisturbed
 
 
+@pytest.mark.parametrize("name, value, words", [
+    ("weights_sha256", "0" * 64, "with other weights: the file of its CLIP changed since"),
+    ("class_counts", [1, 2], "of other training images: its pictures changed since"),
+    ("w1", 0.5, "with another --w1 (0.5, now 0.0)")])
+def test_a_killed_run_of_other_settings_is_not_gone_on_with(at, monkeypatch, name, value, words):
+    monkeypatch.setattr(train, "train", lambda *a: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        train.main([*WORLD, "--out", "run"])
+    told = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps(told | {name: value}))
+    assert f"run holds an unfinished run {words}" in refused(*WORLD, "--out", "run")
+
+
 def test_a_trained_run_killed_in_its_last_evaluation_is_not_trained_again(at, undisturbed,
                                                                          monkeypatch):
     score = evaluate.score

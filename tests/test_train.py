@@ -429,6 +429,12 @@ def test_eurosat_command_without_it_says_so_in_the_result(at, archive):
     assert Path("runs/eurosat-maple-npt-tau0.01-seed3-2/drawn.csv").read_text() == before
 
 
+def test_one_epoch_is_said_to_be_the_warm_up(at):
+    words = ["--method", "coop", "--dataset", "world", "--shots", 1, "--test-images", 1]
+    assert "one epoch learns next to nothing" in done(*words, "--epochs", 1)
+    assert "one epoch" not in done(*words, "--epochs", 2)
+
+
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
     def unreachable(*args, **options):
