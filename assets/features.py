@@ -31,9 +31,9 @@ def image_features(learner, batches, show=None):
 class FrozenFeatures:
     """z of a dataset's test images in the frozen image tower, made once for all that share it.
 
-    folder  where they are kept from run to run if the pictures lie on disk, under a name of all
-            that they depend on: weights, preprocessing, precision, device, pictures. A file that
-            is damaged or of other pictures is made anew.
+    folder  where they are kept from run to run, under a name of all that they depend on: weights,
+            preprocessing, precision, device, pictures. A file that is damaged or of other pictures
+            is made anew.
     """
 
     def __init__(self, dataset, folder=None):
@@ -42,8 +42,7 @@ class FrozenFeatures:
     def of(self, learner, labels, show=None):
         """z (N, d) and y (N,) of the test images of some classes."""
         if self.z is None:
-            self.z = self.kept(learner, show) if self.folder and not self.dataset.embedded else (
-                self.made(learner, show))
+            self.z = self.kept(learner, show) if self.folder else self.made(learner, show)
         new = {label: k for k, label in enumerate(labels)}
         rows = [i for i, (_, label) in enumerate(self.dataset.test) if label in new]
         y = [new[self.dataset.test[i][1]] for i in rows]
@@ -79,12 +78,18 @@ class FrozenFeatures:
 
     def fingerprint(self, clip):
         view = data.transform(clip.visual.resolution, train=False)
-        stats = [(name, self.dataset.path(name).stat()) for name, _ in self.dataset.test]
         words = [str(view), str(clip.logit_scale.device.type), torch.__version__,
                  torchvision.__version__, PIL.__version__, str(self.dataset.own),
                  weight_files.checksum(clip.visual.state_dict()),
-                 *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)]
+                 *(f"{name} {self.state(name)}" for name, _ in self.dataset.test)]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+    def state(self, name):
+        """What tells a picture from another of its name: its bytes, or a file's size and time."""
+        if self.dataset.embedded:
+            return hashlib.sha256(self.dataset.pictures[name].tobytes()).hexdigest()
+        stat = self.dataset.path(name).stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def export(path, scored, learner, settings, dataset, parts):

@@ -16,6 +16,7 @@ from filelock import FileLock
 from small_runs import call, done, files, picture, read, refused, write_classes
 
 import assets.files
+import clip_model
 import data
 import evaluate
 import train
@@ -429,6 +430,21 @@ def test_another_picture_or_weights_have_features_of_their_own(quick, at):
     picture(77).save(at / "pets" / test[0][0])
     done("--method", "coop", *quick, "--out", "g/b")
     assert len(list(Path("g/features").iterdir())) == 2
+
+
+def test_embedded_pictures_are_told_apart_by_their_bytes(at, monkeypatch):
+    seen = encoded(monkeypatch)
+    for seed in (1, 2):
+        done(*WORLD, "--seed", seed, "--draw-seed", 1, "--out", f"g/{seed}")
+    assert seen == [48]                                     # 24 classes, 2 test pictures each
+    dataset, clip = data.load("world"), clip_model.load("tiny")
+    frozen = features.FrozenFeatures(dataset)
+    before = frozen.fingerprint(clip)
+    assert before == features.FrozenFeatures(data.load("world")).fingerprint(clip)
+    changed = dataset.pictures[dataset.test[0][0]].copy()
+    changed.putpixel((3, 3), tuple(255 - value for value in changed.getpixel((3, 3))))
+    dataset.pictures = dataset.pictures | {dataset.test[0][0]: changed}
+    assert frozen.fingerprint(clip) != before
 
 
 # A subset --------------------------------------------------------------------------------------

@@ -30,6 +30,9 @@ SCRIPT = Path(train.__file__)
 
 # --------------------------------------------------------------------------------- the bare command
 
+BARE_RUN = "runs/world-maple-npt-tau0.01-seed1"
+
+
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
     """`python train.py`, in a process of its own -> its working directory and what it printed."""
@@ -43,8 +46,8 @@ def bare(tmp_path_factory):
 def test_bare_command_leaves_a_run_and_prints_the_table(bare):
     folder, printed = bare
     assert [p.name for p in folder.iterdir()] == ["runs"]
-    run, = (folder / "runs").iterdir()
-    assert run.name == "world-maple-npt-tau0.01-seed1"
+    run = folder / BARE_RUN
+    assert {p.name for p in run.parent.iterdir()} == {run.name, "features"}
     assert sorted(files(run)) == ["drawn.csv", "log.csv", "prompts.pt", "result.json", "run.json"]
     result = json.loads((run / "result.json").read_text())
     expected = {"dataset": "world", "method": "maple", "npt": True, "tau": .01, "seed": 1}
@@ -69,7 +72,7 @@ def test_bare_command_leaves_a_run_and_prints_the_table(bare):
 
 
 def test_bare_command_draws_n_k_images_of_the_base_classes(bare):
-    run, = (bare[0] / "runs").iterdir()
+    run = bare[0] / BARE_RUN
     rows = read(run / "drawn.csv")
     names = world.draw("world")[0]
     n = [sum(row["class"] == name for row in rows) for name in names]
@@ -81,7 +84,7 @@ def test_bare_command_draws_n_k_images_of_the_base_classes(bare):
 
 
 def test_log_has_every_step_with_its_rate_and_eq7(bare):
-    run, = (bare[0] / "runs").iterdir()
+    run = bare[0] / BARE_RUN
     rows = [{k: float(v) for k, v in row.items()} for row in read(run / "log.csv")]
     # 45 images in batches of 4 are 11 steps: the one left over is dropped
     steps = [(r["epoch"], r["step"]) for r in rows]
@@ -96,7 +99,7 @@ def test_log_has_every_step_with_its_rate_and_eq7(bare):
 
 
 def test_run_json_has_the_arguments_resolved(bare):
-    run, = (bare[0] / "runs").iterdir()
+    run = bare[0] / BARE_RUN
     facts = json.loads((run / "run.json").read_text())
     expected = {"w1": .3, "w2": .8, "epochs": 5, "batch_size": 4, "lr": .0035, "n_ctx": 2,
                 "ctx_init": "a photo of a", "prompt_depth": 3,      # of nine layers, three exist
@@ -108,7 +111,7 @@ def test_run_json_has_the_arguments_resolved(bare):
 
 
 def test_learned_tensors_only_and_no_pickle(bare):
-    run, = (bare[0] / "runs").iterdir()
+    run = bare[0] / BARE_RUN
     saved = torch.load(run / "prompts.pt", weights_only=True)
     w, w_v, K = 128, 128, 12
     shapes = {"ctx": (2, w), "proj.weight": (w_v, w), "proj.bias": (w_v,)}
@@ -125,7 +128,7 @@ def test_learned_tensors_only_and_no_pickle(bare):
 
 def test_same_seed_same_bytes(bare, at):
     """The first run was a process of its own; this one shares a process with other tests."""
-    first, = (bare[0] / "runs").iterdir()
+    first = bare[0] / BARE_RUN
     done("--method", "maple", "--npt", "--tau", .01, "--out", "again")
     for name in ("result.json", "log.csv", "drawn.csv"):
         assert Path("again", name).read_bytes() == (first / name).read_bytes()
