@@ -726,7 +726,7 @@ def belongs(folder):
     result = json.loads((folder / "result.json").read_text())
     if result["prompts_sha256"] != weight_files.checksum(learned):
         return "the result is not that of its prompts"
-    if set(os.listdir(folder)) - {*train.runs.FILES[:-1], "evaluation"}:
+    if set(os.listdir(folder)) - {*assets.files.OF_A_RUN[:-1], "evaluation"}:
         return f"left {os.listdir(folder)}"
     with tempfile.TemporaryDirectory() as out:
         done(folder, "--out", out, main=evaluate.main)
