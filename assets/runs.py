@@ -214,7 +214,8 @@ def lock_of(folder, settings):
         raise Busy(f"{folder}: another process works on this run") from None
     except OSError as error:
         raise ValueError(f"{folder} can't be made ({error.strerror}): give another --out") from None
-    if look(folder, settings) == "all":
+    if look(folder, settings) == "all":                 # the other process ended just now
+        clean(folder)
         lock.release()
         raise Busy(f"{folder} holds a finished run")
     return lock

@@ -284,6 +284,15 @@ def test_what_is_saved_is_of_one_step(at, undisturbed, monkeypatch):
     assert kept and all(rows == step for rows, step in kept)
 
 
+def test_a_run_that_another_process_ends_just_now_keeps_no_lock(at, monkeypatch):
+    done(*WORLD, "--out", "run")
+    before, seen = run_files("run"), iter(["a part", "all"])
+    monkeypatch.setattr(runs, "look", lambda *a: next(seen))
+    with pytest.raises(runs.Busy, match="holds a finished run"):
+        runs.lock_of(Path("run"), {})
+    assert run_files("run") == before and ".lock" not in os.listdir("run")
+
+
 def test_a_grid_leaves_a_run_to_the_process_that_has_it(quick):
     words = ["--method", "coop", *quick, "--seed", "1", "2", "--out", "g"]
     Path("g/pets-coop-natural-seed1").mkdir(parents=True)
