@@ -13,7 +13,7 @@ import train
 
 ROOT = Path(train.__file__).parent
 PAGES = ["README.md", *(f"assets/{name}.md" for name in (
-    "datasets", "photos", "reproducing", "print", "changing", "walk", "exercises"))]
+    "datasets", "photos", "reproducing", "print", "changing", "walk", "exercises", "install"))]
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README = TEXT["README.md"]
 MODULES = ["clip_model.py", "prompts.py", "losses.py", "data.py", "train.py", "evaluate.py"]
