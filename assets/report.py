@@ -118,9 +118,10 @@ def in_short(facts, per_class, settings):
 def training(facts, settings):
     """Sentences on what training changed, for all images and for rare classes."""
     now, before = facts["mean_recall"], facts["zeroshot_mean_recall"]
-    said = [HELPED[measures.verdict(facts["gain"])],
-            "The mean over classes, in which a rare one counts as much as a common one, went from "
-            f"{before:.0f} to {now:.0f} %."]
+    said = [HELPED[measures.verdict(facts["gain"])]]
+    if not math.isclose(now, facts["accuracy"], abs_tol=0.01):      # classes of unlike size
+        said.append("The mean over classes, in which a rare one counts as much as a common one, "
+                    f"went from {before:.0f} to {now:.0f} %.")
     if facts["gain"]["low"] > 0 and now < before:
         said.append("Common classes gained and rare ones lost.")
         if not settings.get("logit_adjust"):

@@ -297,6 +297,7 @@ def test_the_report_says_in_plain_words_how_far_to_trust_it(low, high, words):
     assert ("train with --logit-adjust" in said) == (low > 0)      # accuracy up, class mean down
     assert "2 of 5 classes have fewer than 10 test images" in said
     assert "--logit-adjust" not in report.in_short(facts, per_class, {"logit_adjust": True})
+    assert "mean over classes" not in report.in_short(facts | {"mean_recall": 71.6}, per_class, {})
     said = report.in_short(facts | {"gain": None}, per_class[3:], {})
     assert "Training" not in said and "hints" not in said
 
