@@ -1,6 +1,6 @@
 """Eight exercises on the method, from counting to research: what they ask stands in exercises.md.
 
-    python assets/exercises.py                              # all eight: solved or not yet
+    python assets/exercises.py                              # each function: solved or not yet
     python assets/exercises.py 3                            # checks number 3, in seconds, offline
     python assets/exercises.py --stubs my_answers.py        # a file to write answers into
     python assets/exercises.py 3 --answers my_answers.py
@@ -14,6 +14,7 @@ import math
 import sys
 import threading
 import traceback
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
@@ -114,16 +115,6 @@ def what_follows():
 # Checker -----------------------------------------------------------------------------------------
 
 LIMIT = 20              # seconds for one exercise
-EXERCISES = {
-    1: ("n_k by hand", ["n_k"]),
-    2: ("the simplex ETF", ["etf"]),
-    3: ("Eq. (5) with a loop", ["lc_sum"]),
-    4: ("what Delta_LCD measures", ["delta_lcd", "same_predictions"]),
-    5: ("the two parts of L_LC", ["lc_parts"]),
-    6: ("the text gradient of Sec. 4.3", ["text_gradient", "why_zero"]),
-    7: ("the floor of L_LC", ["lc_floor", "five_in_the_plane"]),
-    8: ("images or imbalance?", ["commands", "gain", "what_follows"]),
-}
 
 
 class NotYet(Exception):
@@ -144,7 +135,7 @@ def ask(answers, name, *given):
     except NotImplementedError as error:
         if str(error):                                          # not the stub's
             raise
-        raise NotYet(name) from None
+        raise NotYet from None
     if value is None:
         raise Wrong(f"{name} returned None: is its `return` missing?")
     return value
@@ -219,7 +210,7 @@ def off_diagonal(S):
     return S[~torch.eye(len(S), dtype=torch.bool)]
 
 
-def check_1(answers):
+def check_n_k(answers):
     """Against data.class_counts."""
     given = ask(answers, "n_k")
     for tau in (0.05, 0.01):
@@ -244,7 +235,7 @@ def check_1(answers):
         }, "not these; write 16 tau^(k/4) down for k = 0..4 first")
 
 
-def check_2(answers):
+def check_etf(answers):
     """Lengths and angles; any rotation will do."""
     for K in (3, 4):
         value = ask(answers, "etf", K)
@@ -264,7 +255,7 @@ def check_2(answers):
                         "sum to zero?")
 
 
-def check_3(answers):
+def check_lc_sum(answers):
     """Against losses.lc_loss."""
     for K, d in ((3, 4), (6, 4)):
         g, mu = unit_rows(K, d), -1 / (K - 1)
@@ -285,13 +276,13 @@ def check_3(answers):
         }, "not that; try texts whose sum you know by hand, such as two opposite ones")
 
 
-def check_4(answers):
-    """Definition 2 from the mean; then the same predictions far from an ETF."""
+def check_delta_lcd(answers):
+    """Against losses.delta_lcd."""
     for K, d in ((3, 4), (7, 5)):
         g = unit_rows(K, d)
         square, S = g.mean(dim=0).square().sum(), off_diagonal(g @ g.T)
         got = a_number(ask(answers, "delta_lcd", g), "delta_lcd")
-        compare(f"delta_lcd, K = {K}", got, losses.delta_lcd(g), {
+        compare(f"for K = {K}", got, losses.delta_lcd(g), {
             "a factor that depends on K is missing": square,
             "the factor stands upside down": (K - 1) / K * square,
             "the length of gbar is not squared": K / (K - 1) * square.sqrt(),
@@ -299,25 +290,25 @@ def check_4(answers):
             "mu is left out": S.mean(),
             "the pairs i = j are counted too": square + 1 / (K - 1),
             "this is the mean of squares, which is L_LC": (S + 1 / (K - 1)).square().mean()})
+
+
+def check_same_predictions(answers):
+    """The same predictions as an ETF's, far from an ETF."""
     for K, d in ((4, 6), (3, 5)):
-        check_same_predictions(answers, losses.simplex_etf(K, d).double())
+        m = losses.simplex_etf(K, d).double()
+        g = a_matrix(ask(answers, "same_predictions", m), K, d, "same_predictions")
+        check_lengths(g, f"for K = {K}")
+        delta = losses.delta_lcd(g).item()
+        if delta <= 0.8:
+            raise Wrong(f"Delta_LCD of your texts is {delta:.3f}, which is not above 0.8")
+        z = unit_rows(2000, d)
+        changed = ((z @ g.T).argmax(dim=1) != (z @ m.T).argmax(dim=1)).sum().item()
+        if changed:
+            raise Wrong(f"{changed} of {len(z)} random images change their class; what may you "
+                        "add to every text without moving a difference of two logits?")
 
 
-def check_same_predictions(answers, m):
-    name = "same_predictions"
-    g = a_matrix(ask(answers, name, m), *m.shape, name)
-    check_lengths(g, name)
-    delta = losses.delta_lcd(g).item()
-    if delta <= 0.8:
-        raise Wrong(f"{name}: Delta_LCD of your texts is {delta:.3f}, which is not above 0.8")
-    z = unit_rows(2000, m.shape[1])
-    changed = ((z @ g.T).argmax(dim=1) != (z @ m.T).argmax(dim=1)).sum().item()
-    if changed:
-        raise Wrong(f"{name}: {changed} of {len(z)} random images change their class; what may you "
-                    "add to every text without moving a difference of two logits?")
-
-
-def check_5(answers):
+def check_lc_parts(answers):
     """Against losses.lc_parts."""
     for K, d in ((3, 4), (7, 5)):
         g = unit_rows(K, d)
@@ -351,7 +342,7 @@ def gradient_parts(z, g, y, lam):
     return ((p - 1) * own).T @ z, (p * (1 - own)).T @ z, (p_own * (1 - own)).T @ z
 
 
-def check_6(answers):
+def check_text_gradient(answers):
     """Against the closed form, which the tests hold against differences of L_CLIP."""
     z, g = unit_rows(7, 5), unit_rows(4, 5, seed=2)
     y, lam = torch.tensor([0, 0, 0, 0, 1, 1, 2]), 0.4                       # class 3 has no image
@@ -361,7 +352,7 @@ def check_6(answers):
     got = a_matrix(ask(answers, "text_gradient", z, g, y, lam), *g.shape, "text_gradient")
     as_printed = ("the repulsion is as printed, with p_k'; whose probability pushes g_k away from "
                   "an image of another class?")
-    compare("text_gradient", got, right, {
+    compare("your rows", got, right, {
         "the sum over the images is right, and its scale is not: L_CLIP is a mean, and a logit is "
         "a cosine over lambda": cohesion + repulsion,
         "a factor is missing, as L_CLIP is a mean over the batch": right * len(z),
@@ -376,21 +367,22 @@ def check_6(answers):
         "the -1 of the cohesion is missing": s * (losses.class_probabilities(z, g, lam).T @ z),
         "the softmax inside has forgotten lambda": s * sum(gradient_parts(z, g, y, 1.0)[:2]),
     }, f"not that; the sum of your rows has length {got.sum(dim=0).norm():.4f}, and should be 0")
-    check_letter(ask(answers, "why_zero"))
 
 
-def check_letter(letter):
+def check_why_zero(answers):
+    """C, and why not another."""
+    letter = ask(answers, "why_zero")
     refuted = {"A": "the sum is zero for any z, and those in the check don't sum to zero",
                "B": "it holds at every point, long before a minimum",
                "D": "it holds for vectors of any length"}
     if letter not in ("A", "B", "C", "D"):
         raise Wrong('why_zero should return one of "A", "B", "C", "D"')
     if letter in refuted:
-        raise Wrong(f"why_zero: that can't be the reason, as {refuted[letter]}")
+        raise Wrong(f"that can't be the reason, as {refuted[letter]}")
 
 
-def check_7(answers):
-    """Against losses.lc_floor; then a set that reaches it."""
+def check_lc_floor(answers):
+    """Against losses.lc_floor."""
     for K, d in ((6, 2), (1000, 512), (5, 4), (4, 6)):
         total = losses.lc_floor(K, d, reduction="sum")
         got, at = a_number(ask(answers, "lc_floor", K, d), "lc_floor"), f"K = {K}, d = {d}"
@@ -404,23 +396,21 @@ def check_7(answers):
             "one factor K is lost": total / K,
             "the signs of the two parts are swapped": -total,
         }, "not that; multiply the square of Eq. (5) out and bound each part")
-    name = "five_in_the_plane"
-    g = a_matrix(ask(answers, name), 5, 2, name)
-    check_lengths(g, name)
+
+
+def check_five_in_the_plane(answers):
+    """A set that reaches the floor."""
+    g = a_matrix(ask(answers, "five_in_the_plane"), 5, 2, "five_in_the_plane")
+    check_lengths(g, "your texts")
     total = losses.lc_loss(g, reduction="sum").item()
     if not close(total, losses.lc_floor(5, 2, reduction="sum")):
-        raise Wrong(f"{name}: their sum of Eq. (5) is {total:.4f}, and there is a smaller one; "
+        raise Wrong(f"their sum of Eq. (5) is {total:.4f}, and there is a smaller one; "
                     f"their mean has length {g.mean(dim=0).norm():.4f}")
 
 
-def check_8(answers):
-    """Commands that make a fair comparison, an interval, and what may be said."""
-    check_commands(ask(answers, "commands"))
-    check_gain(answers)
-    check_statements(ask(answers, "what_follows"))
-
-
-def check_commands(given):
+def check_commands(answers):
+    """A fair comparison: as many images and steps, and nothing else that differs."""
+    given = ask(answers, "commands")
     names = ("balanced", "long-tailed", "control")
     if not isinstance(given, dict) or sorted(given) != sorted(names):
         raise Wrong(f"commands should return a dictionary with the keys {', '.join(names)}, got "
@@ -492,8 +482,8 @@ def check_gain(answers):
         mean, s, root = x.mean(), x.std(), math.sqrt(len(x))
         parts = a_tuple(ask(answers, "gain", values, t), 2, "gain")
         got = [a_number(part, "each of gain's two") for part in parts]
-        compare("gain, the first", got[0], mean, {"a sum, not a mean": x.sum()}, "not the mean")
-        compare("gain, the second", got[1], t * s / root, {
+        compare("the first", got[0], mean, {"a sum, not a mean": x.sum()}, "not the mean")
+        compare("the second", got[1], t * s / root, {
             "the spread of single runs; a mean of n spreads less": t * s,
             "the standard deviation alone": s,
             "t is missing": s / root,
@@ -504,7 +494,9 @@ def check_gain(answers):
         }, "not half of the interval")
 
 
-def check_statements(given):
+def check_what_follows(answers):
+    """A, C and F."""
+    given = ask(answers, "what_follows")
     refuted = {"B": "an interval that holds 0 is compatible with no gain and with a loss",
                "D": "that it may be 0 does not show that it is 0",
                "E": "one interval lies within the other: their order is open",
@@ -514,14 +506,22 @@ def check_statements(given):
         raise Wrong('what_follows should be letters from A to G, as {"A", "B"}')
     for letter in sorted(given):
         if letter in refuted:
-            raise Wrong(f"what_follows: {letter} does not follow: {refuted[letter]}")
+            raise Wrong(f"{letter} does not follow: {refuted[letter]}")
     missing = 3 - len(set(given))
     if missing:
-        raise Wrong("what_follows: what you chose does follow, and it is not all that does")
+        raise Wrong("what you chose does follow, and it is not all that does")
 
 
-CHECKS = {1: check_1, 2: check_2, 3: check_3, 4: check_4, 5: check_5, 6: check_6, 7: check_7,
-          8: check_8}
+EXERCISES = {           # the functions to write, and what each is judged by
+    1: {"n_k": check_n_k},
+    2: {"etf": check_etf},
+    3: {"lc_sum": check_lc_sum},
+    4: {"delta_lcd": check_delta_lcd, "same_predictions": check_same_predictions},
+    5: {"lc_parts": check_lc_parts},
+    6: {"text_gradient": check_text_gradient, "why_zero": check_why_zero},
+    7: {"lc_floor": check_lc_floor, "five_in_the_plane": check_five_in_the_plane},
+    8: {"commands": check_commands, "gain": check_gain, "what_follows": check_what_follows},
+}
 
 
 # The command line --------------------------------------------------------------------------------
@@ -533,8 +533,8 @@ def guarded(job, path=None):
     def work():
         try:
             said.append((job(), "solved", ""))
-        except NotYet as stub:
-            said.append((None, "not yet", f"{stub} is still to be written"))
+        except NotYet:
+            said.append((None, "not yet", "still to be written"))
         except Wrong as wrong:
             said.append((None, "not right", str(wrong)))
         except BaseException as error:              # a student's code may raise anything
@@ -564,9 +564,19 @@ def load(path):
     return module
 
 
-def check(number, path=None):
-    """-> "solved" | "not yet" | "not right", and what is to be said about it in one line."""
-    return guarded(lambda: CHECKS[number](load(path)), path)[1:]
+def check(numbers, path=None):
+    """Say of each function whether it is solved, one line each -> whether all are."""
+    answers, state, words = guarded(lambda: load(path), path)
+    if answers is None:
+        print(f"{path}: {state}: {words}")
+        return False
+    states = []
+    for number in numbers:
+        for name, judge in EXERCISES[number].items():
+            _, state, words = guarded(partial(judge, answers), path)
+            print(f"{number}  {name}: {state}" + (f": {words}" if words else ""))
+            states.append(state)
+    return set(states) == {"solved"}
 
 
 def stubs():
@@ -591,7 +601,7 @@ def show_solution(number):
             print("not shown")
             return 0
     from assets import solutions
-    for name in EXERCISES[number][1]:
+    for name in EXERCISES[number]:
         print(f"\n{inspect.getsource(getattr(solutions, name))}", end="")
     return 0
 
@@ -621,11 +631,7 @@ def run(args):
         if not args.number:
             raise ValueError("--solution wants the number of one exercise")
         return show_solution(args.number)
-    solved = True
-    for number in [args.number] if args.number else EXERCISES:
-        state, words = check(number, args.answers)
-        solved &= state == "solved"
-        print(f"{number}  {EXERCISES[number][0]}: {state}" + (f": {words}" if words else ""))
+    solved = check([args.number] if args.number else list(EXERCISES), args.answers)
     return 0 if solved else 1
 
 
