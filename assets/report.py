@@ -33,7 +33,7 @@ background:#fff;overflow-wrap:anywhere}
 h1{font-size:1.5rem;line-height:1.2}h2{font-size:1.2rem;margin-top:2rem;border-top:2px solid #222}
 h3,h4{font-size:1rem;margin:1rem 0 .2rem}h4{margin:0 0 .2rem;font-weight:normal}
 small,figcaption{color:#555;font-size:.85rem}
-table{border-collapse:collapse;width:100%;table-layout:fixed}th{width:8rem}
+table{border-collapse:collapse;width:100%;table-layout:fixed}th{width:9.5rem}
 td,th{padding:.2rem .6rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #ddd}
 .classes{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));
 gap:.8rem 2rem}
