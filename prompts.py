@@ -60,9 +60,12 @@ class Learner(nn.Module):
         return self.template.replace("{}", classname.replace("_", " "))
 
     def show_prompt(self, classname):
-        """The prompt as text, learned tokens marked: "[u_1] [u_2] of a Forest."."""
+        """The prompt as text, learned tokens marked, of many the ends: "[u_1] [u_2] of a cat."."""
+        learned = [f"[u_{j + 1}]" for j in range(self.n_learned)]
+        if len(learned) > 4:
+            learned = [learned[0], "..", learned[-1]]
         words = self.prompt(classname).split(" ")
-        return " ".join([*(f"[u_{j + 1}]" for j in range(self.n_learned)), *words[self.n_learned:]])
+        return " ".join([*learned, *words[self.n_learned:]])
 
     def token_ids(self, k, classname):
         """Class k's prompt from start to end token; row r of the context stands as id -1 - r."""

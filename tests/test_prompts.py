@@ -293,6 +293,7 @@ def test_prompts_as_text(small_clip):
     assert (show(method="cocoop", ctx_init="a photo of a")
             == "[u_1] [u_2] [u_3] [u_4] Sea or Lake.")
     assert show(method="coop", n_ctx=2) == "[u_1] [u_2] Sea or Lake."
+    assert show(method="coop", n_ctx=16) == "[u_1] .. [u_16] Sea or Lake."
     zeroshot = prompts.build("zeroshot", small_clip, ["x"])
     assert zeroshot.show_prompt("Sea_or Lake") == "a photo of a Sea or Lake."
 
