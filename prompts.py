@@ -16,10 +16,12 @@ images, and the logits of Eq. (1) of both:
     cocoop     ctx, and a small net h: u_j + h(z) for each image   [u_1] .. [u_b] {class}.
     maple      ctx, deep layers' tokens, projections v = F(u)      [u_1] [u_2] of a {class}.
 
-CLIP is frozen; what is "learned" trains in float32, under the originals' names. tests/textbook.py
-is the same without a trick, each prompt by itself; here all prompts stand in one tree.
+CLIP is frozen; what is "learned" trains in float32, under the originals' names. One prompt comes
+first, then the learners, and last all prompts as one tree: the same as one by one, sooner.
 """
 import copy
+from collections import OrderedDict
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +44,33 @@ DEPTH = 9               # From MaPLe: layers with tokens of their own, in a CLIP
 TRANSFER_DEPTH = 3      # From MaPLe: where ImageNet's 1,000 classes are the source
 
 
+# One prompt, and its text feature --------------------------------------------------------------
+
+def text_prompt(clip, ids, u=None):
+    """t_k = [start, u_1 .. u_b, words, name, end]: the vectors of one class's prompt, (T, w).
+
+    ids  what Learner.token_ids gives: a token's id, or -j where u_j stands
+    u    (b, w), the learned vectors
+    """
+    words = clip.token_embedding.weight                                     # (49408, w)
+    return torch.stack([words[i] if i >= 0 else u[-i - 1].to(words.dtype) for i in ids])
+
+
+def encode_prompt(clip, ids, u=None, deep_prompts=()):
+    """G_l(t_k) for one class: (d,), any length. encode_prompts does the same for all, sooner.
+
+    deep_prompts  tensors (b, w) that take the places of u before layers 2, 3, ...
+    """
+    T, device = len(ids), clip.logit_scale.device
+    x = text_prompt(clip, ids, u) + clip.positional_embedding[:T]               # (T, w)
+    mask = torch.ones(T, T, dtype=torch.bool, device=device).tril()     # no token sees a later one
+    slots = torch.tensor([n for n, i in enumerate(ids) if i < 0], device=device)    # where u stands
+    x = clip.transformer(x[None], mask, deep_prompts=deep_prompts, slots=slots)     # (1, T, w)
+    return clip.ln_final(x[0, -1]) @ clip.text_projection               # read at the end token
+
+
+# The learners ----------------------------------------------------------------------------------
+
 class Learner(nn.Module):
     """What all learners share: class names -> prompts, Eq. (1), and a frozen CLIP."""
 
@@ -49,14 +78,16 @@ class Learner(nn.Module):
     frozen_images = True            # False where learned tokens enter the image tower (MaPLe)
     class_specific = False          # True where each class has a context of its own (CoOp's CSC)
 
-    def __init__(self, clip, template, n_learned=0):
-        """template: the prompt, {} for the class name; its first n_learned words are learned."""
+    def __init__(self, clip, ctx_init="", n_learned=0):
+        """ctx_init: words, whose first tokens the learned vectors replace; "": they start none."""
         super().__init__()
         self.clip = clip.requires_grad_(False)
-        self.template, self.n_learned = template, n_learned
+        self.template = f"{ctx_init} {{}}.".strip()             # {}: the class name
+        self.n_learned = n_learned
+        self.n_replaced = n_learned if ctx_init else 0
 
     def prompt(self, classname):
-        """The text of a prompt; here, and nowhere else, an underscore becomes a space."""
+        """The words of a prompt; here, and nowhere else, an underscore becomes a space."""
         return self.template.replace("{}", classname.replace("_", " "))
 
     def show_prompt(self, classname):
@@ -65,24 +96,25 @@ class Learner(nn.Module):
         if len(learned) > 4:
             learned = [learned[0], "..", learned[-1]]
         words = self.prompt(classname).split(" ")
-        return " ".join([*learned, *words[self.n_learned:]])
+        return " ".join([*learned, *words[self.n_replaced:]])
 
     def token_ids(self, k, classname):
-        """Class k's prompt from start to end token; row r of the context stands as id -1 - r."""
+        """Class k's prompt as a list of ids, -j for u_j: [start, -1, -2, of, a, cat, ., end]."""
+        b = self.n_learned
+        first = k * b * self.class_specific                     # of class k's own vectors
+        learned = [-(first + j) for j in range(1, 1 + b)]
         try:
-            ids = clip_model.prompt_ids(self.prompt(classname))
+            start, *words, end = clip_model.prompt_ids(self.prompt(classname))
+            ids = [start, *learned, *words[self.n_replaced:], end]
+            if len(ids) > clip_model.CONTEXT_LENGTH:
+                raise ValueError(f"{len(ids)} tokens where CLIP takes {clip_model.CONTEXT_LENGTH}, "
+                                 f"{b} of them learned: shorten the name")
         except ValueError as error:
             raise ValueError(f"class {classname[:80]!r}: {error}") from None
-        b = self.n_learned
-        first = k * b if self.class_specific else 0
-        ids[1:1 + b] = [-1 - (first + j) for j in range(b)]             # right behind the start
         return ids
 
     def set_classes(self, classnames):
-        """Point the learner at other classes; nothing learned changes.
-
-        Raises ValueError where a prompt exceeds 77 tokens.
-        """
+        """Other classes, nothing learned changes; ValueError where a prompt exceeds 77 tokens."""
         if not classnames:
             raise ValueError("a learner needs at least one class name, got none")
         ids = [self.token_ids(k, name) for k, name in enumerate(classnames)]
@@ -94,16 +126,22 @@ class Learner(nn.Module):
         return F.normalize(encode_prompts(self.clip, self.trees, u, deep_prompts).float(), dim=-1)
 
     def image_features(self, images):
-        """z = G_v(x), unit length: images (B, 3, res, res) -> (B, d) float32."""
-        return F.normalize(self.clip.encode_image(images).float(), dim=-1)
+        """z = G_v(f), unit length: images (B, 3, res, res) -> (B, d) float32."""
+        return F.normalize(self.clip.encode_image(images, self.visual_prompts()).float(), dim=-1)
+
+    def visual_prompts(self):
+        """v of each layer of the image tower that has any: only MaPLe's."""
+        return ()
+
+    def text_features(self, z=None):
+        """g, unit length, (K, d); of CoCoOp (B, K, d), for images with features z (B, d)."""
+        return self.encode()
 
     def compare(self, z, text_features=None):
-        """Eq. (1) from image features z (B, d) -> logits <z, g_k> / lambda (B, K), z, g.
-
-        text_features  g, where the caller holds it: evaluation computes it once for its classes
-        """
+        """z (B, d) -> logits (B, K), z, g; text_features: g, where the caller holds it already."""
         g = self.text_features(z) if text_features is None else text_features
-        return losses.similarities(z, g) / self.clip.temperature, z, g                  # Eq. (1)
+        logits = losses.similarities(z, g) / self.clip.temperature      # Eq. (1), <z, g_k> / lambda
+        return logits, z, g
 
     def forward(self, images, text_features=None):
         """images (B, 3, res, res) -> logits (B, K), z (B, d), g (K, d) or CoCoOp's (B, K, d)."""
@@ -114,24 +152,22 @@ class ZeroShot(Learner):
     """CLIP as it is, on a hand-written template."""
 
     def __init__(self, clip, classnames, template=TEMPLATE):
-        super().__init__(clip, template)
+        super().__init__(clip)
+        self.template = template
         self.set_classes(classnames)
-
-    def text_features(self, z=None):
-        return self.encode()
 
 
 class CoOp(Learner):
     """b learned vectors in front of the class name, the same for all classes (CoOp).
 
+    From CoOp: a ctx_init also sets their number, one for each of its words.
     class_specific  b vectors for each class (CoOp's CSC); other classes then have none
     """
 
     def __init__(self, clip, classnames, n_ctx, ctx_init="", class_specific=False):
-        words = context_words(n_ctx, ctx_init)
-        super().__init__(clip, f"{words} {{}}.", n_learned=len(words.split(" ")))
+        super().__init__(clip, ctx_init, len(ctx_init.split()) or n_ctx)
         self.class_specific = class_specific
-        copies = (len(classnames),) if class_specific else ()
+        copies = [len(classnames)] * class_specific
         self.ctx = initial_context(clip, self.n_learned, ctx_init, copies)  # (b, w) or (K, b, w)
         self.set_classes(classnames)
 
@@ -152,14 +188,11 @@ class CoCoOp(Learner):
     per_image = True
 
     def __init__(self, clip, classnames, n_ctx, ctx_init=""):
-        words = context_words(n_ctx, ctx_init)
-        super().__init__(clip, f"{words} {{}}.", n_learned=len(words.split(" ")))
+        super().__init__(clip, ctx_init, len(ctx_init.split()) or n_ctx)
         self.ctx = initial_context(clip, self.n_learned, ctx_init)          # (b, w)
         w, d = clip.text_projection.shape
-        self.meta_net = nn.Sequential()
-        self.meta_net.add_module("linear1", nn.Linear(d, d // 16))
-        self.meta_net.add_module("relu", nn.ReLU())
-        self.meta_net.add_module("linear2", nn.Linear(d // 16, w))
+        self.meta_net = nn.Sequential(OrderedDict(
+            linear1=nn.Linear(d, d // 16), relu=nn.ReLU(), linear2=nn.Linear(d // 16, w)))
         self.meta_net.to(clip.logit_scale.device)
         self.set_classes(classnames)
 
@@ -182,11 +215,12 @@ class MaPLe(Learner):
     frozen_images = False
 
     def __init__(self, clip, classnames, n_ctx, ctx_init="", prompt_depth=None):
-        ctx_init = ctx_init if n_ctx <= 4 else ""
+        if n_ctx > 4:
+            ctx_init = ""
         if ctx_init and n_ctx > len(clip_model.prompt_ids(ctx_init)) - 2:
             raise ValueError(f"n_ctx = {n_ctx} learned tokens start at the words of the ctx_init, "
                              f"which has fewer: {ctx_init!r}")
-        super().__init__(clip, f"{context_words(n_ctx, ctx_init)} {{}}.", n_learned=n_ctx)
+        super().__init__(clip, ctx_init, n_ctx)
         self.prompt_depth = fit_depth(clip, prompt_depth)
         self.ctx = initial_context(clip, n_ctx, ctx_init)                   # (b, w), u of layer 1
         w, w_v = clip.text_projection.shape[0], clip.visual.proj.shape[0]
@@ -206,23 +240,11 @@ class MaPLe(Learner):
         pairs = zip(self.compound_prompt_projections, self.compound_prompts_text, strict=True)
         return [self.proj(self.ctx), *(F_j(u_j) for F_j, u_j in pairs)]
 
-    def image_features(self, images):
-        features = self.clip.encode_image(images, self.visual_prompts())
-        return F.normalize(features.float(), dim=-1)
-
     def text_features(self, z=None):
         return self.encode(self.ctx, list(self.compound_prompts_text))
 
 
-# How a context starts --------------------------------------------------------------------------
-
-def context_words(n_ctx, ctx_init):
-    """The words whose places the context takes; "X" holds the place of a vector without a word.
-
-    From CoOp: a ctx_init also sets the number of vectors, one for each of its words.
-    """
-    return ctx_init or " ".join(["X"] * n_ctx)
-
+# How a learner starts --------------------------------------------------------------------------
 
 def initial_context(clip, b, ctx_init, copies=()):
     """ctx (*copies, b, w) as a Parameter: at the words' embeddings, else N(0, 0.02^2)."""
@@ -245,8 +267,6 @@ def fit_depth(clip, prompt_depth):
                          f"shallower tower; got {prompt_depth}")
     return prompt_depth
 
-
-# Making a learner ------------------------------------------------------------------------------
 
 def resolve(method, **given):
     """Settings given for a method, None where they were not -> all that build() takes for it.
@@ -290,11 +310,11 @@ def build(method, clip, classnames, *, n_ctx=None, ctx_init=None, prompt_depth=N
     if class_specific and method != "coop":
         raise ValueError(f"class_specific is a setting of coop, not of {method}")
     ctx_init = " ".join((ctx_init or "").split())       # a double space would count as a word
-    if "{}" in ctx_init and method != "zeroshot":
-        raise ValueError(f"ctx_init of {method} is the words before a class name, without {{}}")
     if method == "zeroshot":
         template = ctx_init or TEMPLATE
         return ZeroShot(clip, classnames, template if "{}" in template else template + " {}.")
+    if "{}" in ctx_init:
+        raise ValueError(f"ctx_init of {method} is the words before a class name, without {{}}")
     n_ctx = DEFAULTS[method]["n_ctx"] if n_ctx is None else n_ctx
     if not 1 <= n_ctx < clip_model.CONTEXT_LENGTH:
         raise ValueError(f"n_ctx must be at least 1 and below {clip_model.CONTEXT_LENGTH}, CLIP's "
@@ -329,15 +349,15 @@ def load_trainable(learner, state):
         parameter.copy_(state[name])
 
 
-# All prompts as one tree -----------------------------------------------------------------------
+# The same, sooner: all prompts as one tree -----------------------------------------------------
 
 class PromptTree(nn.Module):
     """The prompts of some classes as a prefix tree: what several start with alike stands once.
 
     Under a causal mask a token's state depends on the tokens before it and on nothing else. Prompts
     that start alike have the same states along that start, in every layer, so one copy serves all;
-    where they part, even equal words are nodes of their own. Exact; tests/textbook.py computes each
-    prompt by itself and is the oracle. Two classes of MaPLe:
+    where they part, even equal words are nodes of their own. Exact: encode_prompt is the same for
+    one class, and tests/textbook.py with nothing left out. Two classes of MaPLe:
 
         start - u_1 - u_2 - of - a -+- cat - . - end            node    token   position   row
                                     |                            0      start      0
@@ -345,20 +365,20 @@ class PromptTree(nn.Module):
                                                                  2      (u_2)      2        1
         given as   [start, -1, -2, of, a, cat, ., end]           3      of         3
                    [start, -1, -2, of, a, sea, lake, ., end]     4      a          4
-        (-1 - r stands for row r of the learned tensor)          5      cat        5
-                                                                 6      .          6
-        slots [1, 2]   nodes where learned vectors stand         7      end        7
-        rows  [0, 1]   which vector stands there                 8      sea        5
-        ends  [7, 11]  end tokens, where g_k is read             9      lake       6
-        mask           node 8 sees 0 1 2 3 4 8: its             10      .          7
-                       ancestors and itself                     11      end        8
+                                                                 5      cat        5
+        slots [1, 2]   nodes where learned vectors stand         6      .          6
+        rows  [0, 1]   which row of u stands there               7      end        7
+        ends  [7, 11]  end tokens, where g_k is read             8      sea        5
+        mask           node 8 sees 0 1 2 3 4 8: its             9      lake       6
+                       ancestors and itself                     10      .          7
+                                                                11      end        8
 
     tokens, positions (T,) int64; mask (T, T) bool; ends (K,); slots,
     rows (b,), or b for each class where contexts are class-specific
     """
 
     def __init__(self, prompts):
-        """prompts: K lists of token ids from start to end token, -1 - r for learned row r."""
+        """prompts: K lists of token ids from start to end token, as Learner.token_ids gives."""
         super().__init__()
         nodes = {}                                              # prefix: its place in the sequence
         for ids in prompts:
@@ -379,11 +399,10 @@ class PromptTree(nn.Module):
 
 
 def encode_tree(clip, tree, u, deep_prompts):
-    """G_l on the K prompts of one tree; u (B, b, w) in its slots or None -> (B, K, d)."""
-    x = clip.token_embedding(tree.tokens)[None]                             # (1, T, w)
-    if u is not None:
-        u = u.to(x.dtype)[:, tree.rows]
-        x = x.expand(len(u), -1, -1).index_copy(1, tree.slots, u)           # (B, T, w)
+    """encode_prompt for the K classes of a tree; u (B, b, w) stands in its slots -> (B, K, d)."""
+    x = clip.token_embedding(tree.tokens)                                   # (T, w)
+    u = u.to(x.dtype)[:, tree.rows]
+    x = x.expand(len(u), -1, -1).index_copy(1, tree.slots, u)               # (B, T, w)
     x = x + clip.positional_embedding[tree.positions]
     x = clip.transformer(x, tree.mask, read=tree.ends, deep_prompts=deep_prompts, slots=tree.slots)
     return clip.ln_final(x) @ clip.text_projection                          # (B, K, d)
@@ -396,28 +415,27 @@ def encode_prompts(clip, trees, u=None, deep_prompts=()):
     u             (b, w) or (B, b, w): the learned vectors that stand in the trees' slots
     deep_prompts  tensors (b, w) that replace them in the deeper layers
     """
-    per_image = u is not None and u.ndim == 3
-    if u is not None and not per_image:
-        u = u[None]
-    encode = encode_again if crowded(trees, u) else encode_tree
-    features = torch.cat([encode(clip, tree, u, deep_prompts) for tree in trees], dim=1)
-    return features if per_image else features[0]
+    if u is None:
+        u = clip.token_embedding.weight[:0]                     # zero-shot CLIP: b = 0
+    sets = u[None] if u.ndim == 2 else u                        # (B, b, w); B = 1: for all images
+    encode, nodes = encode_tree, sum(len(tree.tokens) for tree in trees)
+    if torch.is_grad_enabled() and len(sets) * nodes > CROWDED:
+        encode = partial(checkpoint, encode_tree, use_reentrant=False, preserve_rng_state=False)
+    features = torch.cat([encode(clip, tree, sets, deep_prompts) for tree in trees], dim=1)
+    return features[0] if u.ndim == 2 else features
 
-
-# For speed and memory alone --------------------------------------------------------------------
 
 TREE_NODES = {"cpu": 256}   # a CPU pays the masked-out attention of a large tree in full,
 TREE_NODES_GPU = 2048       # a GPU would rather have fewer, larger steps
-CROWDED = 8192              # nodes of a training step beyond which activations are computed again
-                            # (ViT-B/16 in float32 keeps about half a megabyte a node)
+CROWDED = 8192              # nodes of a training step beyond which activations are not kept but
+                            # computed again (ViT-B/16 in float32: half a megabyte a node)
 
 
 def plant_trees(prompts, device):
     """K prompts (see PromptTree) -> ModuleList of trees of limited size, classes in order.
 
-    One tree would do. Several keep the masked-out part of the attention small (it grows with the
-    square of a tree) and let a step with many classes recompute one tree's activations at a time;
-    a new tree costs a copy of the common start.
+    One tree would do. But the masked-out part of the attention grows with its square, and a crowded
+    step recomputes one tree at a time. A new tree costs a copy of the common start.
     """
     most = TREE_NODES.get(device.type, TREE_NODES_GPU)
     groups, nodes = [], set()
@@ -429,15 +447,3 @@ def plant_trees(prompts, device):
         groups[-1].append(ids)
         nodes |= new
     return nn.ModuleList(PromptTree(group) for group in groups).to(device)
-
-
-def crowded(trees, u):
-    """Whether a training step would keep more activations than CROWDED allows."""
-    batch = 1 if u is None else len(u)
-    return torch.is_grad_enabled() and batch * sum(len(tree.tokens) for tree in trees) > CROWDED
-
-
-def encode_again(clip, tree, u, deep_prompts):
-    """encode_tree that keeps no activations: they are computed again for the same gradients."""
-    return checkpoint(encode_tree, clip, tree, u, deep_prompts, use_reentrant=False,
-                      preserve_rng_state=False)

@@ -60,6 +60,38 @@ def test_fast_form_equals_textbook(small_clip, setting, batch):
     assert_same(learner_of(small_clip, setting), torch.randn(batch, 3, 32, 32))
 
 
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_each_prompt_by_itself_equals_the_tree(small_clip, setting):
+    learner = learner_of(small_clip, setting)
+    z = F.normalize(torch.randn(2, 64), dim=-1)
+    g = learner.text_features(z).expand(2, len(RAGGED), -1)
+    deep = list(getattr(learner, "compound_prompts_text", ()))
+    for n in range(2):
+        shift = learner.meta_net(z[n]) if setting["method"] == "cocoop" else 0
+        u = (learner.ctx + shift).flatten(0, -2)
+        for k, name in enumerate(RAGGED):
+            g_k = prompts.encode_prompt(small_clip, learner.token_ids(k, name), u, deep)
+            torch.testing.assert_close(F.normalize(g_k, dim=0), g[n, k], atol=1e-5, rtol=0)
+
+
+def test_a_prompt_is_start_learned_words_name_and_end(small_clip):
+    start, of, a, cat, stop, end = clip_model.prompt_ids("of a cat.")
+
+    def ids(k=0, **setting):
+        return learner_of(small_clip, setting, ["cat", "dog"]).token_ids(k, "cat")
+
+    assert (ids(method="maple", n_ctx=2, ctx_init="a photo of a")
+            == [start, -1, -2, of, a, cat, stop, end])
+    assert ids(method="cocoop", ctx_init="a photo of a") == [start, -1, -2, -3, -4, cat, stop, end]
+    assert ids(1, method="coop", n_ctx=2) == [start, -1, -2, cat, stop, end]
+    assert ids(1, method="coop", n_ctx=2, class_specific=True) == [start, -3, -4, cat, stop, end]
+    assert ids(method="zeroshot", ctx_init="of a") == [start, of, a, cat, stop, end]
+    u, words = torch.randn(2, 64), small_clip.token_embedding.weight
+    t = prompts.text_prompt(small_clip, [start, -1, -2, cat, stop, end], u)
+    wanted = [words[start], u[0], u[1], words[cat], words[stop], words[end]]
+    assert all(torch.equal(vector, other) for vector, other in zip(t, wanted, strict=True))
+
+
 @pytest.mark.parametrize("setting", [
     SETTINGS[n] for n in ("coop", "cocoop", "maple", "coop class-specific")])
 def test_several_trees_and_recomputed_activations_change_nothing(small_clip, setting, monkeypatch):

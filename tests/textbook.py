@@ -183,7 +183,8 @@ def forward(learner, x):
     W = dict(learner.clip.named_parameters())
     P = {name: p for name, p in learner.named_parameters() if not name.startswith("clip.")}
     method = {"CoOp": coop, "CoCoOp": cocoop, "MaPLe": maple}[type(learner).__name__]
-    z, g = method(W, P, learner.template, learner.classnames, x)
+    unworded = learner.n_learned - learner.n_replaced   # From CoOp: an X where no word is replaced
+    z, g = method(W, P, "X " * unworded + learner.template, learner.classnames, x)
     texts = g.expand(len(z), *g.shape[-2:])                             # each image's own
     cosines = torch.stack([texts[n] @ z[n] for n in range(len(z))])
     return cosines * W["logit_scale"].exp(), z, g
