@@ -333,14 +333,7 @@ def trainable(learner):
 
 @torch.no_grad()
 def load_trainable(learner, state):
-    """Copy learned tensors into a learner, also from the originals' published checkpoints.
-
-    Those prefix "prompt_learner." and hold class-name buffers and CLIP itself besides; these are
-    passed over. Raises ValueError where a learned tensor is missing or has another shape.
-    """
-    state = state.get("state_dict", state)
-    state = {name.removeprefix("module.").removeprefix("prompt_learner."): tensor
-             for name, tensor in state.items()}
+    """Copy tensors {name: tensor} into a learner; ValueError where one is missing or misshapen."""
     for name, parameter in trainable(learner).items():
         if name not in state or state[name].shape != parameter.shape:
             found = f"one of shape {tuple(state[name].shape)}" if name in state else "none"

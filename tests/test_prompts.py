@@ -295,18 +295,6 @@ def test_text_features_held_by_the_caller_are_those_computed_anew(small_clip):
     assert torch.equal(learner(images, learner.text_features())[0], learner(images)[0])
 
 
-def test_published_checkpoints_are_read(small_clip):
-    """Theirs prefix the names and hold class-dependent buffers, sometimes CLIP itself."""
-    source = learner_of(small_clip, SETTINGS["maple"])
-    target = prompts.build("maple", small_clip, ["cat"])
-    published = {"prompt_learner." + n: p.detach() for n, p in prompts.trainable(source).items()}
-    published |= {"prompt_learner.token_prefix": torch.zeros(6, 1, 64),
-                  "image_encoder.conv1.weight": torch.zeros(1)}
-    prompts.load_trainable(target, {"state_dict": published, "epoch": 5})
-    for name, p in prompts.trainable(target).items():
-        assert torch.equal(p, prompts.trainable(source)[name])
-
-
 def test_checkpoint_of_another_shape_is_refused(small_clip):
     learner = learner_of(small_clip, SETTINGS["maple"])
     line = "must hold ctx of shape .2, 64.*it has one of shape .4, 64"
