@@ -9,6 +9,7 @@
 Features are used as they come, unit vectors where E_W = E_H = 1; only npt_loss changes lengths.
 A loss or measure of texts alone is taken for each image and then averaged where g is (N, K, d).
 Losses and Definitions 2, 3 look at shapes, not at values, so that they never wait for a GPU.
+Each function checks what it takes itself, once; those with _ before the name check nothing.
 """
 import math
 
@@ -27,9 +28,11 @@ def _check(caller, z, y=None, g=None):
                          f"g (K, d) or (N, K, d) where it takes them; got {got}")
 
 
-def _check_reduction(caller, reduction):
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"{caller}: reduction must be 'mean' or 'sum', got {reduction!r}")
+def _check_texts(caller, g):
+    """As _check, where no image enters."""
+    if g.ndim not in (2, 3) or g.shape[-2] < 2 or len(g) == 0:
+        raise ValueError(f"{caller}: wants g (K, d) or (N, K, d) with K >= 2, mu has no value at "
+                         f"K = 1; got g {tuple(g.shape)}")
 
 
 # Sec. 3.1: prediction -----------------------------------------------------------------------------
@@ -43,9 +46,8 @@ def similarities(z, g):
 def class_probabilities(z, g, lam):
     """p_soft(y = k | x) = exp(<z, g_k> / lam) / sum_i exp(<z, g_i> / lam), Eq. (1); (N, K).
 
-    lam is the temperature lambda itself, 0.01 in CLIP, which stores log(1 / lambda).
+    lam is the temperature lambda itself, 0.01 in CLIP.
     """
-    _check("class_probabilities", z, g=g)
     return (similarities(z, g) / lam).softmax(dim=-1)                               # Eq. (1)
 
 
@@ -57,7 +59,7 @@ def simplex_etf(K, d):
         M = sqrt(K / (K-1)) u (I_K - 1/K 1 1^T),  u^T u = I_K       Eq. (2), printed as columns
         <m_i, m_j> = K / (K-1) delta_ij - 1 / (K-1)                 Eq. (3)
 
-    Paper vs. code: Definition 1 allows d = K - 1, but Eq. (2) then has no u: K orthonormal columns
+    Paper vs. code: Definition 1 allows d = K - 1, where Eq. (2) has no u: K orthonormal columns
     need d >= K. The vectors span only K - 1 directions: for d = K - 1 they are written in these.
     """
     if K < 2 or d < K - 1:
@@ -70,18 +72,23 @@ def simplex_etf(K, d):
     return M.T.contiguous().to(torch.get_default_dtype())
 
 
-def _class_means(caller, values, y):
-    """Avg_i within each class, (N, d) -> (K, d), K = the largest label + 1. It looks at y."""
-    _check(caller, values, y)
+def _class_means(values, y):
+    """Avg_i within each class, (N, d) -> (K, d)."""
+    n = y.bincount()
+    return values.new_zeros(len(n), values.shape[1]).index_add(0, y, values) / n[:, None]
+
+
+def _prototypes(caller, z, y):
+    """z_k, (K, d), K = the largest label + 1. It looks at y."""
+    _check(caller, z, y)
     present = y.unique().tolist()
     if len(present) < 2 or present != list(range(len(present))):
         raise ValueError(f"{caller}: every class 0..K-1 needs an image, and K >= 2; got "
                          f"{len(present)} different labels from {present[0]} to {present[-1]}")
-    sums = values.new_zeros(len(present), values.shape[1]).index_add(0, y, values)
-    return sums / y.bincount()[:, None]
+    return _class_means(z, y)
 
 
-def _normalized_prototypes(z_k):
+def _normalized(z_k):
     """z~_k = (z_k - z_G) / ||z_k - z_G||, (K, d).
 
     Paper vs. code: z_G is printed as the average of all images. Here it is that of the prototypes,
@@ -96,18 +103,18 @@ def feature_collapse(z, y):
         Avg_k Avg_i ||z_{k,i} - z_k||^2 / Avg_k ||z_k - z_G||^2  =  Tr(Sigma_W) / Tr(Sigma_B)
 
     Open point: the paper has Sigma_k -> 0 and no number for the way there. A trace is 0 only where
-    the covariance is, and the ratio makes up for CLIP's narrow cone. Papyan et al. (2020) report
-    Tr(Sigma_W Sigma_B^+) / K: its pseudo-inverse needs a cut-off. inf where prototypes coincide.
+    the covariance is, and the ratio makes up for CLIP's narrow cone. Papyan et al. (2020) have
+    Tr(Sigma_W Sigma_B^+) / K, whose pseudo-inverse needs a cut-off. inf where prototypes coincide.
     """
-    z_k = _class_means("feature_collapse", z, y)
+    z_k = _prototypes("feature_collapse", z, y)
     within = (z - z_k[y]).square().sum(dim=1, keepdim=True)                         # (N, 1)
     between = (z_k - z_k.mean(dim=0)).square().sum(dim=1)                           # (K,)
-    return _class_means("feature_collapse", within, y).mean() / between.mean()
+    return _class_means(within, y).mean() / between.mean()
 
 
 def prototype_collapse(z, y):
     """Sec. 3.2: sqrt( Avg_{i != j} (<z~_i, z~_j> + 1 / (K-1))^2 ). 0: a simplex ETF, Eq. (3)."""
-    return lcd_rms(_normalized_prototypes(_class_means("prototype_collapse", z, y)))
+    return lcd_rms(_normalized(_prototypes("prototype_collapse", z, y)))
 
 
 def classifier_collapse(z, g, y):
@@ -118,10 +125,10 @@ def classifier_collapse(z, g, y):
 
     Paper vs. code: the printed w~_k = z_k must mean z~_k, the only one that can satisfy Eq. (3).
     """
-    z_k = _class_means("classifier_collapse", z, y)
+    z_k = _prototypes("classifier_collapse", z, y)
     if g.shape != z_k.shape:
         raise ValueError(f"classifier_collapse: wants g {tuple(z_k.shape)}, got {tuple(g.shape)}")
-    distances = F.normalize(g, dim=1) - _normalized_prototypes(z_k)
+    distances = F.normalize(g, dim=1) - _normalized(z_k)
     return distances.square().sum(dim=1).mean().sqrt()
 
 
@@ -143,15 +150,12 @@ def collapses(z, g, y):
 # Sec. 4.1: two measures for a V-L model -----------------------------------------------------------
 
 def _off_diagonal(S):
-    """The pairs i != j of S (..., K, K), with 0 for i = j."""
+    """S (..., K, K) with 0 for i = j."""
     return S.masked_fill(torch.eye(S.shape[-1], dtype=torch.bool, device=S.device), 0)
 
 
-def _pair_errors(caller, g, E_W):
+def _pair_errors(g, E_W):
     """<g_i, g_j> - E_W mu for i != j, else 0; (..., K, K), the inside of Definition 2, Eq. (5)."""
-    if g.ndim not in (2, 3) or g.shape[-2] < 2 or len(g) == 0:
-        raise ValueError(f"{caller}: wants g (K, d) or (N, K, d) with K >= 2, mu has no value at "
-                         f"K = 1; got g {tuple(g.shape)}")
     mu = -1 / (g.shape[-2] - 1)                                                     # Def. 2
     S = g @ g.mT                                            # (..., K, K), S_ij of Sec. 4.3
     return _off_diagonal(S - E_W * mu)
@@ -163,9 +167,8 @@ def _pair_mean(errors):
     return errors.sum(dim=(-2, -1)) / (K * (K - 1))
 
 
-def _own_errors(caller, z, g, y, E_W, E_H):
+def _own_errors(z, g, y, E_W, E_H):
     """<z_{k,i}, g_k> - sqrt(E_W E_H), image and own class; (N,), inside Definition 3, Eq. (6)."""
-    _check(caller, z, y, g)
     s_own = similarities(z, g).gather(-1, y[:, None]).squeeze(-1)   # (N,), S'_ik of Sec. 4.3
     return s_own - math.sqrt(E_W * E_H)
 
@@ -176,12 +179,14 @@ def delta_lcd(g, E_W=1.0):
     For g_k of squared length E_W it equals K / (K-1) ||Avg_k g_k||^2, what all texts share: never
     negative, and 0 for every set that sums to zero, an ETF or not. lcd_rms tells these apart.
     """
-    return _pair_mean(_pair_errors("delta_lcd", g, E_W)).mean()                     # Def. 2
+    _check_texts("delta_lcd", g)
+    return _pair_mean(_pair_errors(g, E_W)).mean()                                  # Def. 2
 
 
 def lcd_rms(g, E_W=1.0):
     """Root mean square of what Definition 2 averages. 0: a simplex ETF. Not in the paper."""
-    return _pair_mean(_pair_errors("lcd_rms", g, E_W).square()).sqrt().mean()
+    _check_texts("lcd_rms", g)
+    return _pair_mean(_pair_errors(g, E_W).square()).sqrt().mean()
 
 
 def lc_parts(g, E_W=1.0):
@@ -190,7 +195,8 @@ def lc_parts(g, E_W=1.0):
     -> (shared, unequal), both >= 0: what all texts share, which moves no prediction, and how
     unequal the angles are. The two add up to lc_loss, averages over images too.
     """
-    errors = _pair_errors("lc_parts", g, E_W)
+    _check_texts("lc_parts", g)
+    errors = _pair_errors(g, E_W)
     delta = _pair_mean(errors)                              # Def. 2, one value a set
     around = _off_diagonal(errors - delta[..., None, None])
     return delta.square().mean(), _pair_mean(around.square()).mean()
@@ -202,10 +208,18 @@ def delta_mid(z, g, y, E_W=1.0, E_H=1.0):
     Paper vs. code: Remark 1 calls lower better, but with lengths within sqrt(E_W), sqrt(E_H) this
     is at most 0, and 0 is best: image and text coincide. Signed as printed; |.| should get smaller.
     """
-    return _own_errors("delta_mid", z, g, y, E_W, E_H).mean()                       # Def. 3
+    _check("delta_mid", z, y, g)
+    return _own_errors(z, g, y, E_W, E_H).mean()                                    # Def. 3
 
 
 # Sec. 4.2: the losses -----------------------------------------------------------------------------
+
+def _reduced(caller, total, terms, reduction):
+    """The sum as printed, or the mean over its terms."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"{caller}: reduction must be 'mean' or 'sum', got {reduction!r}")
+    return total / terms if reduction == "mean" else total
+
 
 def lc_loss(g, E_W=1.0, reduction="mean"):
     """Language-modality collapse regularizer, Eq. (5): every two text features at an ETF's angle.
@@ -218,10 +232,10 @@ def lc_loss(g, E_W=1.0, reduction="mean"):
     Paper vs. code: the mean, not the printed sum. The sum has 20 terms for 5 classes and 249,500
     for 500: one w_1 for all datasets only makes sense for the mean, which Definition 2 takes too.
     """
-    _check_reduction("lc_loss", reduction)
-    squares = _pair_errors("lc_loss", g, E_W).square()                              # Eq. (5)
-    each = _pair_mean(squares) if reduction == "mean" else squares.sum(dim=(-2, -1))
-    return each.mean()
+    _check_texts("lc_loss", g)
+    K = g.shape[-2]
+    total = _pair_errors(g, E_W).square().sum(dim=(-2, -1))                         # Eq. (5)
+    return _reduced("lc_loss", total, K * (K - 1), reduction).mean()
 
 
 def lc_floor(K, d, E_W=1.0, reduction="mean"):
@@ -233,11 +247,10 @@ def lc_floor(K, d, E_W=1.0, reduction="mean"):
     multiplied out. Exactly the tight frames that sum to zero get there; not every K and d has one
     (5 and 3 do not). ImageNet, K = 1000 and d = 512: the sum is at least 952, the mean 0.00095.
     """
-    _check_reduction("lc_floor", reduction)
     if K < 2 or d < 1:
         raise ValueError(f"lc_floor: wants K >= 2 and d >= 1, got K = {K}, d = {d}")
     total = (E_W * K) ** 2 * max(0.0, 1 / d - 1 / (K - 1))
-    return total / (K * (K - 1)) if reduction == "mean" else total
+    return _reduced("lc_floor", total, K * (K - 1), reduction)
 
 
 def mi_loss(z, g, y, E_W=1.0, E_H=1.0, reduction="mean", weights=None):
@@ -250,11 +263,11 @@ def mi_loss(z, g, y, E_W=1.0, E_H=1.0, reduction="mean", weights=None):
     Either way a class weighs as many images as it has, though Sec. 4.3 calls the term uninfluenced
     by imbalance. weights (K,), one for the images of each class: balancing_weights make it so.
     """
-    _check_reduction("mi_loss", reduction)
-    squares = _own_errors("mi_loss", z, g, y, E_W, E_H).square()                    # Eq. (6)
+    _check("mi_loss", z, y, g)
+    squares = _own_errors(z, g, y, E_W, E_H).square()                               # Eq. (6)
     if weights is not None:
         squares = weights[y] * squares
-    return squares.mean() if reduction == "mean" else squares.sum()
+    return _reduced("mi_loss", squares.sum(), len(z), reduction)
 
 
 def balancing_weights(n):
@@ -294,18 +307,19 @@ def npt_loss(logits, z, g, y, *, w1=0.3, w2=0.8, E_W=1.0, E_H=1.0, reduction="me
     equality. L_CLIP keeps the logits of the unit features: a longer feature is but another lambda.
     So E_W, E_H are no new freedom: w1 E_W^2 and w2 E_W E_H would do the same.
     """
-    _check("npt_loss", z, y, g)
-    if logits.shape != (len(z), g.shape[-2]):
-        raise ValueError(f"npt_loss: wants logits (N, K) = {(len(z), g.shape[-2])} to fit z and g, "
-                         f"got {tuple(logits.shape)}")
+    if logits.shape != z.shape[:1] + g.shape[-2:-1]:        # each term checks what it alone takes
+        raise ValueError(f"npt_loss: wants logits (N, K), z (N, d), g (K, d) or (N, K, d); got "
+                         f"{tuple(logits.shape)}, {tuple(z.shape)} and {tuple(g.shape)}")
     if min(w1, w2) < 0 or min(E_W, E_H) <= 0:
         raise ValueError(f"npt_loss: wants w1, w2 >= 0 and E_W, E_H > 0; "
                          f"got w1={w1}, w2={w2}, E_W={E_W}, E_H={E_H}")
     g, z = math.sqrt(E_W) * g, math.sqrt(E_H) * z
     l_clip = clip_loss(logits, y)
-    off = torch.zeros_like(l_clip)
-    l_lc = lc_loss(g, E_W, reduction) if w1 else off
-    l_mi = mi_loss(z, g, y, E_W, E_H, reduction, mi_weights) if w2 else off
+    l_lc = l_mi = torch.zeros_like(l_clip)
+    if w1:
+        l_lc = lc_loss(g, E_W, reduction)
+    if w2:
+        l_mi = mi_loss(z, g, y, E_W, E_H, reduction, mi_weights)
     loss = l_clip + w1 * l_lc + w2 * l_mi                                           # Eq. (7)
     return loss, {"l_clip": l_clip.detach(), "l_lc": l_lc.detach(), "l_mi": l_mi.detach()}
 
