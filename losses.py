@@ -9,7 +9,6 @@
 Features are used as they come, unit vectors where E_W = E_H = 1; only npt_loss changes lengths.
 A loss or measure of texts alone is taken for each image and then averaged where g is (N, K, d).
 Losses and Definitions 2, 3 look at shapes, not at values, so that they never wait for a GPU.
-Each function checks what it takes itself, once; those with _ before the name check nothing.
 """
 import math
 
@@ -169,7 +168,10 @@ def _pair_mean(errors):
 
 def _own_errors(z, g, y, E_W, E_H):
     """<z_{k,i}, g_k> - sqrt(E_W E_H), image and own class; (N,), inside Definition 3, Eq. (6)."""
-    s_own = similarities(z, g).gather(-1, y[:, None]).squeeze(-1)   # (N,), S'_ik of Sec. 4.3
+    n = torch.arange(len(y), device=y.device)
+    # not g[y], whose gradient is added up in no fixed order on several cores
+    g_own = g[n, y] if g.ndim == 3 else g.index_select(0, y)                        # (N, d)
+    s_own = (z * g_own).sum(dim=-1)                         # (N,), S'_ik of Sec. 4.3
     return s_own - math.sqrt(E_W * E_H)
 
 
