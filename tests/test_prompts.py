@@ -350,3 +350,23 @@ def test_class_name_beyond_77_tokens_is_named(small_clip):
 def test_class_specific_contexts_do_not_move_to_other_classes(small_clip):
     with pytest.raises(ValueError, match="class-specific contexts belong"):
         learner_of(small_clip, SETTINGS["coop class-specific"]).set_classes(["River"])
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "maple"])
+def test_steps_of_eq7_lower_the_loss_and_bring_images_to_their_texts(small_clip, name):
+    learner = learner_of(small_clip, SETTINGS[name], ["Forest", "River", "Highway", "sea_lake"])
+    images, y = torch.randn(4, 3, 32, 32), torch.arange(4)
+    optimizer = torch.optim.SGD(prompts.trainable(learner).values(), lr=0.002, momentum=0.9)
+    seen = []
+    for _ in range(26):
+        logits, z, g = learner(images)
+        loss, terms = losses.npt_loss(logits, z, g, y)
+        own = [torch.dot(z[n], g.expand(4, 4, -1)[n, n]).item() for n in range(4)]
+        right = (logits.argmax(dim=1) == y).sum().item()
+        seen.append((loss.item(), terms["l_mi"].item(), sum(own) / 4, right))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    (loss_0, l_mi_0, own_0, right_0), (loss, l_mi, own, right) = seen[0], seen[-1]
+    assert loss < 0.6 * loss_0 and l_mi < l_mi_0 - 0.05
+    assert own > own_0 + 0.03 and right > right_0
