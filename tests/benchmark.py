@@ -1,20 +1,22 @@
-"""Measures the fast form against the textbook form (tests/textbook.py): speed.csv, speed.md.
+"""Measures the tree of prompts.py against tests/textbook.py: speed.csv, the table of speed.md.
 
     python tests/benchmark.py                   # all cases; the textbook needs minutes and 18 GB
-    python tests/benchmark.py --skip-large      # without those of 500 and more classes
     python tests/benchmark.py --cases 0 1 4     # these only, by the numbers that --help lists
-    python tests/benchmark.py --page            # measures nothing: speed.md anew from speed.csv
+    python tests/benchmark.py --forms cut       # these forms only
+    python tests/benchmark.py --page            # measures nothing: the table anew from speed.csv
 
-What is measured replaces the rows of its case in assets/speed.csv; the others stay.
+    textbook   every prompt by itself with all 77 positions, every layer in full; float32
+    cut        the same, all prompts cut behind the longest one's end token: the fair baseline
+    fast       the tree, in each of --precisions
 
-ViT-B/16 with random weights, class names of one to three words. Every measurement is a process of
-its own, so that its peak memory is that of the whole process. The textbook runs in float32; the
-fast form in each of --precisions. A step is forward, Eq. (7), backward and SGD. An evaluation is
-two of MaPLe's batches of 100 images, for each of which the textbook encodes the texts anew as the
-originals do (a longer test set gains more), or 8 images of CoCoOp, one by one as the original has
-it. The last cases are the training of whole commands: the README's, for EuroSAT on pictures and
-weights made here. The floor is the matrix products that no exact form can leave out at the rate
-that this machine reaches in one of them.
+What is measured replaces its rows in assets/speed.csv; the others stay. ViT-B/16 with random
+weights, class names of one to three words. Every measurement is a process of its own, so that its
+peak memory is that of the whole process. A step is forward, Eq. (7), backward and SGD. An
+evaluation is two of MaPLe's batches of 100 images, for each of which the baselines encode the texts
+anew as the originals do (a longer test set gains more), or 8 images of CoCoOp, one by one as the
+original has it. The last cases are the training of whole commands: the README's, for EuroSAT on
+pictures and weights made here. The floor is the matrix products that no exact form can leave out at
+the rate that this machine reaches in one of them.
 """
 import argparse
 import contextlib
@@ -52,12 +54,15 @@ CASES = [                                               # kind, method, classes,
     ("step", "cocoop", 50, 4), ("step", "coop", 50, 32), ("evaluation", "cocoop", 50, 8),
     ("step", "maple", 500, 4), ("evaluation", "maple", 500, 200), ("step", "maple", 1000, 4),
     ("step", "cocoop", 500, 1)]
-FAST_ONLY = CASES[-2:]                                  # the textbook form fits no laptop there
+TOO_LARGE = CASES[-2:]                                  # the textbook form fits no laptop there
 COMMANDS = ["python train.py",
             "python train.py --method maple --npt --tau 0.01 --dataset eurosat"]
 ALL = [*CASES, *((command,) for command in COMMANDS)]
+FORMS = ["textbook", "cut", "fast"]
 PRECISIONS = ["float32", "bfloat16", "float16"]
 
+
+# What is measured ------------------------------------------------------------------------------
 
 def class_names(K):
     """K different names of one, two, three, one, ... words: whole ones of CLIP's, none twice."""
@@ -79,16 +84,23 @@ def random_clip(device, dtype):
     return clip_model.build(state)
 
 
+def cut_prompts(whole=textbook.text_prompts):
+    """textbook.text_prompts, cut behind the longest prompt's end token: none sees a later one."""
+    def shorter(*args):
+        t, ends = whole(*args)
+        return t[:, :int(ends.max()) + 1], ends
+    return shorter
+
+
 def measure(kind, method, K, batch, form, dtype, device):
     """One measurement -> {"seconds", "megabytes"}; runs in its own process."""
     torch.manual_seed(0)
     clip = random_clip(device, getattr(torch, dtype))
-    n_ctx = {"maple": 2, "cocoop": 4, "coop": 16}[method]
-    ctx_init = {"maple": "a photo of a", "cocoop": "a photo of a", "coop": None}[method]
+    n_ctx, ctx_init = (prompts.DEFAULTS[method][name] for name in ("n_ctx", "ctx_init"))
     learner = prompts.build(method, clip, class_names(K), n_ctx=n_ctx, ctx_init=ctx_init)
     images = torch.randn(batch, 3, 224, 224, device=device)
     y = torch.arange(batch, device=device) % K
-    forward = {"fast": learner, "textbook": partial(textbook.forward, learner)}[form]
+    forward = learner if form == "fast" else partial(textbook.forward, learner)
     optimizer = torch.optim.SGD(prompts.trainable(learner).values(), lr=1e-3, momentum=.9)
 
     def step():
@@ -108,8 +120,7 @@ def measure(kind, method, K, batch, form, dtype, device):
             for x in images.split(1 if method == "cocoop" else 100):
                 forward(x)
 
-    seconds = time_of({"step": step, "evaluation": evaluation}[kind], device)
-    return {"seconds": seconds, "megabytes": peak_memory(device)}
+    return time_of({"step": step, "evaluation": evaluation}[kind], device)
 
 
 def time_of(job, device):
@@ -128,7 +139,7 @@ def time_of(job, device):
 
 
 def measure_command(command, form, dtype, device):
-    """Training alone of a whole command -> {"seconds", "megabytes"}; runs in its own process."""
+    """Seconds of the training alone of a whole command; runs in its own process."""
     took, training = [], train.train
 
     def timed(*args):
@@ -138,7 +149,7 @@ def measure_command(command, form, dtype, device):
         return answer
 
     train.train = timed
-    if form == "textbook":
+    if form != "fast":
         prompts.MaPLe.forward = textbook.forward
     with tempfile.TemporaryDirectory() as folder:
         words = [*command.split()[2:], "--precision", dtype, "--device", device,
@@ -150,7 +161,7 @@ def measure_command(command, form, dtype, device):
             words += ["--npt", "--tau", "0.01"]                     # what the bare command means
         with contextlib.redirect_stdout(sys.stderr):
             train.run(train.parse([*words, "--data-root", folder]))
-    return {"seconds": took[0], "megabytes": peak_memory(device)}
+    return took[0]
 
 
 def peak_memory(device):
@@ -163,8 +174,16 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
 
 
+def measure_here(*case):
+    """Seconds and megabytes of a case, form, precision and device."""
+    if "cut" in case:
+        textbook.text_prompts = cut_prompts()
+    seconds = (measure_command if case[0] in COMMANDS else measure)(*case)
+    return {"seconds": seconds, "megabytes": peak_memory(case[-1])}
+
+
 def in_own_process(*case):
-    """What measure(*case) or measure_command(*case) answers in a new process."""
+    """What measure_here(*case) answers in a new process."""
     command = [sys.executable, __file__, "--one", json.dumps(case)]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode:
@@ -216,21 +235,17 @@ def processor(device):
     return f"{torch.get_num_threads()} CPU cores, {words}"
 
 
-def title(case):
-    if len(case) == 1 or case[0] in COMMANDS:
-        return case[0]
-    return "{}, {}, {} classes, {} images".format(*case)
-
-
 def measured(case, args, rates):
     """The rows of one case, measured --rounds times by turns."""
-    forms = [("fast", dtype) for dtype in args.precisions]
-    if case not in FAST_ONLY:
-        forms.insert(0, ("textbook", "float32"))
-    rounds = [[in_own_process(*case, *form, args.device) for form in forms]
+    kinds = [(form, "float32") for form in FORMS[:2] if form in args.forms]
+    if case in TOO_LARGE:
+        kinds = [kind for kind in kinds if kind[0] != "textbook"]
+    if "fast" in args.forms:
+        kinds += [("fast", dtype) for dtype in args.precisions]
+    rounds = [[in_own_process(*case, *kind, args.device) for kind in kinds]
               for _ in range(args.rounds)]
     rows = []
-    for (form, dtype), same in zip(forms, zip(*rounds, strict=True), strict=True):
+    for (form, dtype), same in zip(kinds, zip(*rounds, strict=True), strict=True):
         row = dict.fromkeys(COLUMNS, "") | {
             "case": title(case), "form": form, "dtype": dtype,
             "torch": torch.__version__.split("+")[0],
@@ -244,30 +259,21 @@ def measured(case, args, rates):
     return rows
 
 
-# ----------------------------------------------------------------------- speed.csv and speed.md
+# speed.csv and the table of speed.md -----------------------------------------------------------
 
-OPENING = """\
-# Speed
+def title(case):
+    if len(case) == 1 or case[0] in COMMANDS:
+        return case[0]
+    return "{}, {}, {} classes, {} images".format(*case)
 
-The text tower is causal. So prompts that start alike share the states of that start, and nothing
-behind the end token matters: `PromptTree` in `prompts.py` lays all classes out as one prefix
-tree, and a step pays for class-name tokens only. In the last layer only the positions that are read
-are computed. Both are exact; the textbook form lives on in `tests/textbook.py` as the oracle.
-Frozen weights are held in `--precision`, prompts and losses in float32. Text features are computed
-once for an evaluation, image features of a frozen tower once for zero-shot CLIP and the tuned
-prompts. On a CPU each core takes images of its own where the image tower learns nothing. A step
-with very many classes recomputes activations tree by tree instead of keeping them (`CROWDED`).
-`python tests/benchmark.py` measures all of it on your machine and writes this page.
 
-ViT-B/16: seconds (floor), megabytes. "time" and "memory" are the textbook's divided by those of the
-fast form, out of the figures shown.
-"""
-CLOSING = """\
-Where images dominate, little is left to gain: CoOp's 32 and those of an evaluation cost more than
-the texts that are saved. The last two rows are training alone, with the textbook form in the
-learner's place and with the fast one; the tiny CLIP is too small to gain from bfloat16. No step
-reads a number back, which would make a GPU wait: a test shows it.
-"""
+def on_gpu(row):
+    return row["processor"].startswith("GPU")
+
+
+def key(row):
+    """What a row is of: another with the same key replaces it."""
+    return row["case"], row["form"], row["dtype"], on_gpu(row)
 
 
 def read_rows():
@@ -281,18 +287,23 @@ def read_rows():
         return list(reader)
 
 
-def on_gpu(row):
-    return row["processor"].startswith("GPU")
-
-
 def save(rows):
-    """speed.csv and speed.md, the cases in the order of ALL."""
+    """speed.csv and the table of speed.md, the cases in the order of ALL."""
     order = [title(case) for case in ALL]
-    rows = sorted((row for row in rows if row["case"] in order),
-                  key=lambda row: (on_gpu(row), order.index(row["case"])))
+    rows = sorted((row for row in rows if row["case"] in order), key=lambda row: (
+        on_gpu(row), order.index(row["case"]), FORMS.index(row["form"])))
     text = page(rows)
     files.write_csv(CSV, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
     files.write(PAGE, text)
+
+
+def page(rows):
+    """speed.md with its table, and what belongs to it, of these rows; the prose as it stands."""
+    if not rows:
+        raise ValueError(f"{CSV.name} holds no measurement: leave out --page to make them")
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    made = [n for n, line in enumerate(lines) if line.startswith(("| ", "- ", "  "))]
+    return "\n".join([*lines[:made[0]], table(rows), "", remarks(rows), *lines[made[-1] + 1:], ""])
 
 
 def cell(row):
@@ -311,19 +322,19 @@ def ratios(slow, fast):
 
 
 def table(rows):
-    """A line for each case: textbook, float32 and bfloat16 on the CPU, bfloat16 on a GPU."""
-    at = {(row["case"], row["form"], row["dtype"], on_gpu(row)): row for row in rows}
-    lines = [["case", "textbook", "float32", "time", "memory", "bfloat16", "time", "memory",
+    """A line for each case: both baselines, float32 and bfloat16 on the CPU, bfloat16 on a GPU."""
+    at = {key(row): row for row in rows}
+    lines = [["case", "textbook", "cut", "float32", "time", "memory", "bfloat16", "time", "memory",
               "GPU, bfloat16"]]
     lines.append(["---"] * len(lines[0]))
     for case in ALL:
         name = title(case)
-        slow = at.get((name, "textbook", "float32", False))
+        slow, cut = (at.get((name, form, "float32", False)) for form in FORMS[:2])
         exact, half = (at.get((name, "fast", dtype, False)) for dtype in PRECISIONS[:2])
-        first = f"training of `{name}`" if case[0] in COMMANDS else name
-        textbook_cell = "-" if case in FAST_ONLY else cell(slow)
-        lines.append([first, textbook_cell, cell(exact), *ratios(slow, exact), cell(half),
-                      *ratios(slow, half), cell(at.get((name, "fast", "bfloat16", True)))])
+        lines.append([f"training of `{name}`" if case[0] in COMMANDS else name,
+                      "-" if case in TOO_LARGE else cell(slow), cell(cut),
+                      cell(exact), *ratios(slow, exact), cell(half), *ratios(slow, half),
+                      cell(at.get((name, "fast", "bfloat16", True)))])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -348,47 +359,33 @@ def remarks(rows):
                                    break_on_hyphens=False) for line in lines)
 
 
-def page(rows):
-    """All of speed.md."""
-    if not rows:
-        raise ValueError(f"{CSV.name} holds no measurement: leave out --page to make them")
-    return "\n\n".join([OPENING.strip(), table(rows), remarks(rows), CLOSING.strip()]) + "\n"
-
-
-# ------------------------------------------------------------------------------ the command line
+# The command line ------------------------------------------------------------------------------
 
 def parse(argv=None):
     cases = "; ".join(f"{i} {title(case)}" for i, case in enumerate(ALL))
     p = files.Parser(description=__doc__.splitlines()[0],
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--device", choices=["cpu", "cuda"],
                    default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     p.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[:2],
                    help="of the fast form")
-    p.add_argument("--cases", nargs="+", type=int, metavar="N", default=list(range(len(ALL))),
-                   help=f"measure these only: {cases}")
-    p.add_argument("--skip-large", action="store_true", help="leave out 500 and more classes")
-    p.add_argument("--rounds", type=int, default=2,
-                   help="textbook and fast forms take turns so often; the mean counts")
-    p.add_argument("--page", action="store_true", help="only write speed.md from speed.csv")
+    p.add_argument("--cases", nargs="+", type=files.whole(0, len(ALL) - 1), metavar="N",
+                   default=list(range(len(ALL))), help=f"measure these only: {cases}")
+    p.add_argument("--rounds", type=files.whole(1), default=2,
+                   help="the forms take turns so often; the mean counts")
+    p.add_argument("--page", action="store_true", help="only make the table from speed.csv")
     p.add_argument("--one", help=argparse.SUPPRESS)
     args = p.parse_args(argv)
-    if args.rounds < 1:
-        raise ValueError(f"--rounds must be at least 1, got {args.rounds}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine has none; use cpu")
+    files.pick_device(args.device)
     if len(set(args.precisions)) < len(args.precisions):
         raise ValueError(f"--precisions names one twice: {' '.join(args.precisions)}")
-    wrong = [n for n in args.cases if not 0 <= n < len(ALL)]
-    if wrong:
-        raise ValueError(f"--cases must be from 0 to {len(ALL) - 1}, got {wrong[0]}")
     return args
 
 
 def run(args):
     if args.one:
-        case = json.loads(args.one)
-        print(json.dumps((measure_command if case[0] in COMMANDS else measure)(*case)))
+        print(json.dumps(measure_here(*json.loads(args.one))))
         return
     rows = read_rows()
     if args.page:
@@ -396,19 +393,17 @@ def run(args):
         return
     rates = {name: matrix_rate(getattr(torch, name), args.device) for name in args.precisions}
     for case in [ALL[n] for n in sorted(set(args.cases))]:
-        if args.skip_large and case in CASES and case[2] >= 500:
-            continue
         new = measured(case, args, rates)
         for row in new:
             print(f"{row['case']}, {row['form']} {row['dtype']}: {cell(row)} MB", flush=True)
-        rows = [row for row in rows
-                if row["case"] != title(case) or on_gpu(row) != (args.device == "cuda")] + new
+        replaced = {key(row) for row in new}
+        rows = [row for row in rows if key(row) not in replaced] + new
         save(rows)
 
 
 def main(argv=None):
     return files.exit_code(lambda: run(parse(argv)),
-                          f"interrupted; finished cases are in {CSV.name}")
+                           f"interrupted; finished cases are in {CSV.name}")
 
 
 if __name__ == "__main__":

@@ -86,8 +86,9 @@ def layers(W, tower):
 
 def G_l(W, t, ends, deep=()):
     """Text encoder: t (K, 77, w) -> g (K, d), unit length; deep: u (b, w) of layers 2, 3, ..."""
-    x = t + W["positional_embedding"]
-    later = torch.full((77, 77), -math.inf, dtype=x.dtype, device=x.device).triu(1)
+    T = t.shape[1]
+    x = t + W["positional_embedding"][:T]
+    later = torch.full((T, T), -math.inf, dtype=x.dtype, device=x.device).triu(1)
     for i, name in enumerate(layers(W, "")):
         if 0 < i <= len(deep):                                      # From MaPLe: replaced anew
             u = deep[i - 1]
