@@ -160,7 +160,8 @@ def measure_command(command, form, dtype, device):
         else:
             words += ["--npt", "--tau", "0.01"]                     # what the bare command means
         with contextlib.redirect_stdout(sys.stderr):
-            train.run(train.parse([*words, "--data-root", folder]))
+            if train.main([*words, "--data-root", folder]):
+                raise ValueError(f"{command} did not end well")
     return took[0]
 
 
