@@ -190,32 +190,18 @@ def test_tree_is_the_one_drawn():
     tree = prompts.PromptTree([[id_of[word] for word in line] for line in given])
 
     table = re.findall(r"(\d+) {4,}(\S+) {3,}(\d+)(?: +(\d+))?$", drawing, re.M)
-    nodes, tokens, positions, rows = zip(*table, strict=True)
-    assert [int(n) for n in nodes] == list(range(12))
-    assert tree.positions.tolist() == [int(n) for n in positions]
-    learned = [i for i, token in enumerate(tokens) if token.startswith("(")]
-    assert [tokens[i] for i in learned] == ["(u_1)", "(u_2)"]       # their token ids are never read
-    assert tree.slots.tolist() == learned
-    assert tree.rows.tolist() == [int(row) for row in rows if row]
-    assert [i for i, row in enumerate(rows) if row] == learned
-    found = [token for i, token in enumerate(tree.tokens.tolist()) if i not in learned]
-    assert found == [id_of[token] for i, token in enumerate(tokens) if i not in learned]
-
+    assert [int(node) for node, *_ in table] == list(range(12)) and tree.mask.shape == (12, 12)
+    assert tree.positions.tolist() == [int(position) for *_, position, _ in table]
+    learned = {i: int(row) for i, (*_, row) in enumerate(table) if row}     # node: row of u
+    assert [table[i][1] for i in learned] == ["(u_1)", "(u_2)"]     # their token ids are never read
+    assert tree.slots.tolist() == list(learned) and tree.rows.tolist() == list(learned.values())
+    assert all(token == id_of[table[i][1]] for i, token in enumerate(tree.tokens.tolist())
+               if i not in learned)
     for name in ("slots", "rows", "ends"):
         listed = re.search(rf"{name} +\[(.+?)\]", drawing)[1].split(", ")
         assert getattr(tree, name).tolist() == [int(n) for n in listed]
     node, seen = re.search(r"node (\d+) sees ([\d ]+):", drawing).groups()
     assert tree.mask[int(node)].nonzero()[:, 0].tolist() == [int(n) for n in seen.split()]
-    assert tree.mask.shape == (12, 12)
-
-
-def test_learned_tokens_and_the_common_start_are_laid_out_once(small_clip):
-    learner = prompts.build("maple", small_clip, ["cat", "dog", "fox"], n_ctx=2,
-                            ctx_init="a photo of a")
-    tree, = learner.trees
-    # start, u_1, u_2, "of", "a" once; then name, full stop and end token for each of three classes
-    assert len(tree.tokens) == 5 + 3 * 3
-    assert tree.slots.tolist() == [1, 2] and tree.rows.tolist() == [0, 1]
 
 
 def test_encode_text_equals_textbook(small_clip):
@@ -275,21 +261,16 @@ def test_other_classes_under_the_same_learned_tokens(small_clip, name):
 
 
 def test_text_features_held_by_the_caller_are_those_computed_anew(small_clip):
-    """... after a training step, after a checkpoint is loaded and after the classes changed.
-
-    Nothing is kept inside.
-    """
-    images = torch.randn(2, 3, 32, 32)
-    learner = learner_of(small_clip, SETTINGS["maple"])
-    saved = {n: p.detach().clone() for n, p in prompts.trainable(learner).items()}
-    first = learner.text_features()
-    optimizer = torch.optim.SGD(prompts.trainable(learner).values(), lr=0.1)
-    learner(images)[0].square().mean().backward()
-    optimizer.step()
-    stepped = learner.text_features()
-    assert not torch.allclose(first, stepped, atol=1e-4)
-    assert torch.equal(learner(images, stepped)[0], learner(images)[0])
-    prompts.load_trainable(learner, saved)
+    """Nothing is kept inside: not over a step, a checkpoint that is loaded, or other classes."""
+    images, learner = torch.randn(2, 3, 32, 32), learner_of(small_clip, SETTINGS["maple"])
+    first, learned = learner.text_features(), prompts.trainable(learner)
+    saved = {name: p.detach().clone() for name, p in learned.items()}
+    for p in learned.values():
+        p.data += torch.randn_like(p)
+    changed = learner.text_features()
+    assert not torch.allclose(first, changed, atol=1e-4)
+    assert torch.equal(learner(images, changed)[0], learner(images)[0])
+    prompts.load_trainable(learner, saved | {"token_prefix": torch.zeros(1)})   # others are ignored
     assert torch.equal(learner.text_features(), first)
     learner.set_classes(["River"])
     assert torch.equal(learner(images, learner.text_features())[0], learner(images)[0])
@@ -318,10 +299,12 @@ def test_prompts_as_text(small_clip):
     assert zeroshot.show_prompt("Sea_or Lake") == "a photo of a Sea or Lake."
 
 
-def test_learned_vectors_start_at_the_words(small_clip):
-    photo = clip_model.prompt_ids("photo")[1]
+def test_learned_vectors_start_at_the_words_or_at_random(small_clip):
+    a, photo = clip_model.prompt_ids("a photo")[1:-1]
     learner = prompts.build("maple", small_clip, ["cat"], n_ctx=2, ctx_init="a photo of a")
-    assert torch.equal(learner.ctx[1], small_clip.token_embedding.weight[photo])
+    assert torch.equal(learner.ctx, small_clip.token_embedding.weight[[a, photo]])
+    learner = prompts.build("coop", small_clip, ["cat"], n_ctx=70)
+    assert learner.ctx.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 @pytest.mark.parametrize("arguments, message", [
