@@ -307,6 +307,13 @@ def test_learned_vectors_start_at_the_words_or_at_random(small_clip):
     assert learner.ctx.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+def test_maples_depth_is_nine_or_all_layers_where_there_are_fewer(small_clip, monkeypatch):
+    assert prompts.DEPTH == 9 and prompts.build("maple", small_clip, ["cat"]).prompt_depth == 3
+    monkeypatch.setattr(prompts, "DEPTH", 2)
+    learner = prompts.build("maple", small_clip, ["cat"])
+    assert learner.prompt_depth == 2 and len(learner.compound_prompts_text) == 1
+
+
 @pytest.mark.parametrize("arguments, message", [
     ({"method": "magic"}, "unknown method 'magic', expected one of zeroshot, coop, cocoop, maple"),
     ({"method": "maple", "prompt_depth": 4}, "prompt depth must be from 1 to 3.*got 4"),
