@@ -82,6 +82,8 @@ def test_a_prompt_is_start_learned_words_name_and_end(small_clip):
 
     assert (ids(method="maple", n_ctx=2, ctx_init="a photo of a")
             == [start, -1, -2, of, a, cat, stop, end])
+    assert (ids(method="maple", n_ctx=5, ctx_init="a photo of a big old")   # From MaPLe: random
+            == [start, -1, -2, -3, -4, -5, cat, stop, end])
     assert ids(method="cocoop", ctx_init="a photo of a") == [start, -1, -2, -3, -4, cat, stop, end]
     assert ids(1, method="coop", n_ctx=2) == [start, -1, -2, cat, stop, end]
     assert ids(1, method="coop", n_ctx=2, class_specific=True) == [start, -3, -4, cat, stop, end]
