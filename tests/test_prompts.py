@@ -311,6 +311,8 @@ def test_learned_vectors_start_at_the_words_or_at_random(small_clip):
 
 def test_maples_depth_is_nine_or_all_layers_where_there_are_fewer(small_clip, monkeypatch):
     assert prompts.DEPTH == 9 and prompts.build("maple", small_clip, ["cat"]).prompt_depth == 3
+    first, second = prompts.build("maple", small_clip, ["cat"]).compound_prompt_projections
+    assert torch.equal(first.weight, second.weight)             # From MaPLe: they start alike
     monkeypatch.setattr(prompts, "DEPTH", 2)
     learner = prompts.build("maple", small_clip, ["cat"])
     assert learner.prompt_depth == 2 and len(learner.compound_prompts_text) == 1
