@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import data
 import losses
 from assets import files, solutions
 
@@ -81,19 +80,6 @@ def classes(g):
     return (unit_rows(2000, g.shape[1]) @ g.T).argmax(dim=1)
 
 
-def images(runs):
-    """Of three_runs, (tau, shots, epochs) each, on the 12 base classes."""
-    return [sum(data.class_counts(12, int(shots), tau)) for tau, shots, _ in runs.tolist()]
-
-
-def steps(runs):
-    return [n // 4 * int(epochs) for n, epochs in zip(images(runs), runs[:, 2], strict=True)]
-
-
-def alike(counts):
-    return max(counts) <= 1.1 * min(counts)
-
-
 GIVEN = {
     "n_k": [(0.01,), (0.05,)],
     "etf": [(3,), (4,)],
@@ -136,7 +122,7 @@ SLIPS = {
         "the second divides as for a sample; all pairs are here": lambda g: (ANY, misses(g).var()),
         "the second has the pairs i = j in it": lambda g: (ANY, (g @ g.T).var(correction=0)),
     },
-    "text_gradient": {
+    "text_gradient": {                                      # of N = 7 images, at lambda = 0.4
         "a factor is missing: L_CLIP is a mean": lambda *x: gradient(*x, scale=7),
         "a factor is missing: a logit is a cosine over lambda": lambda *x: gradient(*x, scale=0.4),
         "two factors are missing: of the mean, of lambda": lambda *x: gradient(*x, scale=7 * 0.4),
@@ -161,7 +147,7 @@ SLIPS = {
         "the second is that of single runs": lambda x, t: (ANY, interval(x, t, power=0)),
         "in the second t is missing": lambda x, t: (ANY, interval(x, 1)),
         "s of a sample divides by n - 1": lambda x, t: (ANY, interval(x, t, correction=0)),
-        "in the second the root of n is missing": lambda x, t: (ANY, interval(x, t, power=1)),
+        "in the second n stands for its root": lambda x, t: (ANY, interval(x, t, power=1)),
     },
 }
 WANTED = {               # of an answer that is one of many
@@ -188,9 +174,10 @@ WANTED = {               # of an answer that is one of many
         "the first two should have 16 shots": lambda runs: runs[:2, 1].tolist() == [16, 16],
         "shots and epochs are whole numbers from 1 on":
             lambda runs: (runs[:, 1:] >= 1).all() and (runs[:, 1:] % 1 == 0).all(),
-        "the control has not as many images as the long-tailed set":
-            lambda runs: alike(images(runs)[1:]),
-        "there are not equally many steps": lambda runs: alike(steps(runs)),
+        "the control has not as many images as the long-tailed set":        # 45, so 48 will do
+            lambda runs: runs[2, 1] == 4,
+        "there are not equally many steps":                                # in an epoch 48, 11, 12
+            lambda runs: (steps := runs[:, 2] * tensor([48, 11, 12])).max() <= 1.1 * steps.min(),
     },
 }
 REFUTED = {
@@ -260,7 +247,7 @@ def check_letters(name, answer):
     for letter in sorted(letters):
         if refuted[letter]:
             raise Wrong(f"{letter} does not follow: {refuted[letter]}")
-    if set(letters) != set(getattr(solutions, name)()):
+    if len(set(letters)) < list(refuted.values()).count(""):
         raise Wrong("what you chose does follow, and it is not all that does")
 
 
@@ -334,13 +321,13 @@ def judge_all(exercises, path):
     if answers is None:
         print(f"{path}: {state}")
         return False
-    solved = True
+    states = set()
     for number in exercises:
         for name in EXERCISES[number]:
             _, state = guarded(path, judge, name, answers)
             print(f"{number}  {name}: {state}")
-            solved = solved and state == "solved"
-    return solved
+            states.add(state)
+    return states == {"solved"}
 
 
 def main(argv=None):

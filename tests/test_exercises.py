@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import data
 import losses
 from assets import exercises, solutions
 
@@ -49,13 +50,13 @@ def test_solutions_are_right_and_empty_functions_not_yet(name):
     ("gain", ([1.0, 3.0], 2.0), [2, 2 * math.sqrt(2) / math.sqrt(2)]),
     ("text_gradient", (torch.tensor([[3.0, 4.0]]), torch.ones(2, 2), torch.tensor([0]), 0.5),
      [[-3, -4], [3, 4]]),                                               # -+ z / (2 lam)
-    ("three_runs", (), [(1, 16, 240 // (16 * 12 // 4)), (0.01, 16, 242 // (45 // 4)), (1, 4, 20)]),
+    ("three_runs", (), [(1, 16, 240 / 48), (0.01, 16, 242 / 11), (1, 4, 240 / 12)]),
 ])
 def test_solutions_by_hand(name, given, by_hand):
     assert exercises.same(exercises.tensor(getattr(solutions, name)(*given)), by_hand)
 
 
-def test_solutions_are_what_the_losses_say():
+def test_solutions_are_what_the_modules_say():
     g, z = exercises.unit_rows(5, 3), exercises.unit_rows(4, 3, seed=2)
     y = torch.tensor([0, 2, 4, 0])
     assert solutions.lc_sum(g).item() == pytest.approx(losses.lc_loss(g, reduction="sum").item())
@@ -64,6 +65,8 @@ def test_solutions_are_what_the_losses_say():
     g.requires_grad_()
     losses.clip_loss(z @ g.T / 0.3, y).backward()
     torch.testing.assert_close(solutions.text_gradient(z, g.detach(), y, 0.3), g.grad)
+    assert [sum(data.class_counts(12, n, tau)) // 4 for tau, n, _ in solutions.three_runs()] == [
+        48, 11, 12]
     five = torch.tensor(solutions.five_in_the_plane())
     assert losses.lc_loss(five, reduction="sum").item() == pytest.approx(solutions.lc_floor(5, 2))
 
@@ -87,6 +90,7 @@ def test_slips_are_told_apart(name, words, wrong):
     ("lc_sum", lambda g: 5.0, "not that"),
     ("lc_sum", lambda g: 0.99 * solutions.lc_sum(g), "not that"),
     ("same_predictions", lambda m: m, "not above 0.8"),
+    ("same_predictions", lambda m: (m + torch.eye(m.shape[1])[-1]) / 2 ** 0.5, "not above 0.8"),
     ("same_predictions", lambda m: m[:1].expand(len(m), -1), "change their class"),
     ("same_predictions", lambda m: m + 2, "length 1"),
     ("why_zero", lambda: "A", "the sum is zero for any z"),
@@ -96,10 +100,8 @@ def test_slips_are_told_apart(name, words, wrong):
     ("three_runs", lambda: [(1, 16, 5), (0.05, 16, 22), (1, 4, 20)], "tau should be"),
     ("three_runs", lambda: [(1, 16, 5), (0.01, 8, 22), (1, 4, 20)], "16 shots"),
     ("three_runs", lambda: [(1, 16, 5), (0.01, 16, 22), (1, 0, 20)], "whole numbers"),
-    ("what_follows", lambda: {"A", "B", "C", "F"}, "B does not follow"),
-    ("what_follows", lambda: {"A", "D", "C", "F"}, "D does not follow"),
-    ("what_follows", lambda: {"A", "E", "C", "F"}, "E does not follow"),
-    ("what_follows", lambda: {"A", "G", "C", "F"}, "G does not follow"),
+    *[("what_follows", lambda more=more: {"A", "C", "F", more}, f"{more} does not follow")
+      for more in "BDEG"],
     ("what_follows", lambda: {"A"}, "not all"),
     ("what_follows", lambda: {"H"}, "letters from A to G"),
 ])
@@ -113,7 +115,8 @@ def test_other_right_answers():
                    else torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / 3 ** 0.5
                    ) == "solved"
     assert verdict("lc_sum", lambda g: solutions.lc_sum(g).float()[None]) == "solved"
-    assert verdict("lc_sum", lambda g: (solutions.lc_sum(g), g.zero_())[0]) == "solved"     # a copy
+    assert verdict("lc_sum", lambda g: (solutions.lc_sum(g), g.zero_())[0]) == "solved"
+    assert exercises.GIVEN["lc_sum"][0][0].any()        # it was a copy
 
 
 # Code that does not behave ------------------------------------------------------------------------
