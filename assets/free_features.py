@@ -71,7 +71,8 @@ def measured(g, z, n, lam):
             p[rare].mean().item(), p[~rare].mean().item())
 
 
-def run():
+def run(argv=None):
+    files.Parser(description=__doc__.splitlines()[0]).parse_args(argv)
     rows = []
     for K, tau, lam in CASES:
         for name, weights in WEIGHTS.items():
@@ -84,8 +85,7 @@ def run():
 
 
 def main(argv=None):
-    files.Parser(description=__doc__.splitlines()[0]).parse_args(argv)
-    return files.exit_code(run, "interrupted; nothing was kept")
+    return files.exit_code(lambda: run(argv), "interrupted; nothing was kept")
 
 
 if __name__ == "__main__":
