@@ -29,6 +29,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import clip_model
+import data
 from assets import files, weight_files, world
 
 TEMPLATES = ["a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "this is a {}.",
@@ -38,8 +39,7 @@ MENTION = torch.tensor([.9, .7, .4, .2, .2])
 TEXTS = [*(t.format("") for t in TEMPLATES), "shape on", *sum(world.ATTRIBUTES, [])]
 # the ids that occur in a caption
 WORDS = torch.tensor(sorted({i for text in TEXTS for i in clip_model.prompt_ids(text)}))
-MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in (                   # CLIP's
-    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
+MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in (data.CLIP_MEAN, data.CLIP_STD))
 REPORT = 200                                                            # steps between two reports
 
 
@@ -49,20 +49,19 @@ def new_clip(args):
         resolution=world.SIZE, patch_size=args.patch, vision_width=args.width,
         vision_layers=args.vision_layers, text_width=args.width, text_layers=args.text_layers,
         vocab_size=len(WORDS), embed_dim=args.embed_dim)
-    normal = nn.init.normal_
-    normal(clip.token_embedding.weight, std=.02)
-    normal(clip.positional_embedding, std=.01)
-    normal(clip.text_projection, std=args.width ** -.5)
-    visual = clip.visual
-    for parameter in (visual.class_embedding, visual.positional_embedding, visual.proj):
-        normal(parameter, std=args.width ** -.5)
-    for tower in (clip.transformer, visual.transformer):
+    width = args.width ** -.5
+    spread = {clip.token_embedding.weight: .02, clip.positional_embedding: .01,
+              clip.text_projection: width, clip.visual.class_embedding: width,
+              clip.visual.positional_embedding: width, clip.visual.proj: width}
+    for tower in (clip.transformer, clip.visual.transformer):
         shrink = (2 * len(tower.resblocks)) ** -.5
         for block in tower.resblocks:
-            normal(block.attn.in_proj_weight, std=args.width ** -.5)
-            normal(block.attn.out_proj.weight, std=args.width ** -.5 * shrink)
-            normal(block.mlp.c_fc.weight, std=(2 * args.width) ** -.5)
-            normal(block.mlp.c_proj.weight, std=args.width ** -.5 * shrink)
+            spread |= {block.attn.in_proj_weight: width,
+                       block.attn.out_proj.weight: width * shrink,
+                       block.mlp.c_fc.weight: (2 * args.width) ** -.5,
+                       block.mlp.c_proj.weight: width * shrink}
+    for parameter, std in spread.items():
+        nn.init.normal_(parameter, std=std)
     clip.logit_scale.data.fill_(math.log(100))          # lambda = 0.01, where CLIP's training ends
     clip.logit_scale.requires_grad_(False)
     return clip
@@ -114,44 +113,31 @@ def zero_shot(clip, specs, pictures):
 
 
 def parse(argv=None):
+    """ValueError or FileNotFoundError for what can't be trained or saved, before any work."""
     p = files.Parser(description=__doc__.splitlines()[0],
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--steps", type=int, default=3000, help="200 of them are a warm-up")
-    p.add_argument("--batch-size", type=int, default=256, help="pictures of a step")
-    p.add_argument("--pictures", type=int, default=50_000, help="size of the pre-training set")
-    p.add_argument("--lr", type=float, default=1e-3, help="AdamW's highest learning rate")
-    p.add_argument("--patch", type=int, default=8, help="pixels of a patch's side")
-    p.add_argument("--width", type=int, default=128, help="of both towers, 64 for each head")
-    p.add_argument("--vision-layers", type=int, default=4, help="layers of the image tower")
-    p.add_argument("--text-layers", type=int, default=3, help="layers of the text tower")
-    p.add_argument("--embed-dim", type=int, default=128, help="d, size of the joint features")
-    p.add_argument("--seed", type=int, default=0, help="of pictures, weights and batches")
+                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    whole = files.whole
+    p.add_argument("--steps", type=whole(1), default=3000, help="200 of them are a warm-up")
+    p.add_argument("--batch-size", type=whole(1), default=256, help="pictures of a step")
+    p.add_argument("--pictures", type=whole(200), default=50_000,
+                   help="size of the pre-training set; fewer than 200 may leave a colour out")
+    p.add_argument("--lr", type=files.number(1e-9), default=1e-3, help="AdamW's highest rate")
+    p.add_argument("--patch", type=whole(1), default=8, help="pixels of a patch's side")
+    p.add_argument("--width", type=whole(1), default=128, help="of both towers, 64 for each head")
+    p.add_argument("--vision-layers", type=whole(1), default=4, help="of the image tower")
+    p.add_argument("--text-layers", type=whole(1), default=3, help="of the text tower")
+    p.add_argument("--embed-dim", type=whole(1), default=128, help="d, size of joint features")
+    p.add_argument("--seed", type=files.seed, default=0, help="of pictures, weights and batches")
     p.add_argument("--out", type=Path, default=Path(__file__).with_name("tiny_clip.pt"),
                    help="the model, a .pt file; its log stands beside it")
     args = p.parse_args(argv)
-    check(args)
-    return args
-
-
-def check(args):
-    """ValueError or FileNotFoundError for what can't be trained or saved, before any work."""
-    for name in ("steps", "batch_size", "patch", "width", "vision_layers", "text_layers",
-                 "embed_dim"):
-        if getattr(args, name) < 1:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} must be at least 1, got {getattr(args, name)}")
-    if args.pictures < 200:                             # fewer may leave a colour without any
-        raise ValueError(f"--pictures must be at least 200, got {args.pictures}")
-    if not 0 < args.lr < math.inf:
-        raise ValueError(f"--lr must be a finite number above 0, got {args.lr}")
     if world.SIZE % args.patch:
         raise ValueError(f"--patch must divide the pictures' {world.SIZE} pixels, got {args.patch}")
     if args.width % 64:
         raise ValueError(f"--width must be a multiple of 64, heads x 64, got {args.width}")
-    if not 0 <= args.seed < 2 ** 32:
-        raise ValueError(f"--seed must be from 0 to 2^32 - 1, got {args.seed}")
     files.check_output("--out", args.out, [".pt"])
     files.check_output("log", args.out.with_suffix(".log"))
+    return args
 
 
 def draw_pool(args, generator):
@@ -176,22 +162,19 @@ def batches(specs, steps, batch_size, generator):
 
 def optimisation(clip, steps, lr):
     """AdamW, weight decay on matrices only, with a warm-up of 200 steps and a cosine to 0."""
-    decay = [p for p in clip.parameters() if p.ndim > 1]
-    others = [p for p in clip.parameters() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": .05}, {"params": others, "weight_decay": 0}]
+    groups = [{"params": [p for p in clip.parameters() if p.ndim > 1], "weight_decay": .05},
+              {"params": [p for p in clip.parameters() if p.ndim <= 1], "weight_decay": 0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(.9, .98))
-
-    def rate(step):
-        return min(1, step / 200) * .5 * (1 + math.cos(math.pi * step / steps))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1, step / 200) * .5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def train(clip, pretraining, test, args, generator, say):
     """The steps; `say` gets a line about every 200th. ValueError where the loss is not finite."""
     specs, pool = pretraining
     optimizer, schedule = optimisation(clip, args.steps, args.lr)
-    start, total, counted = time.time(), 0.0, 0
+    start, since = time.time(), []                          # losses since the last report
     chosen_sets = batches(specs, args.steps, args.batch_size, generator)
     for step, chosen in enumerate(chosen_sets, start=1):
         tokens, mentioned = write_captions(specs[chosen], generator)
@@ -204,13 +187,13 @@ def train(clip, pretraining, test, args, generator, say):
         nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        total, counted = total + loss.item(), counted + 1
+        since.append(loss.item())
         if step % REPORT == 0 or step == args.steps:
             seen, unseen = zero_shot(clip, *test)
             say(f"step {step:5d}  {(time.time() - start) / 60:5.1f} min  "
-                f"loss {total / counted:.4f}  "
+                f"loss {sum(since) / len(since):.4f}  "
                 f"zero-shot, 80 pairs: seen {seen:.1f} %, unseen {unseen:.1f} %")
-            total, counted = 0.0, 0
+            since = []
 
 
 def weights(clip):
