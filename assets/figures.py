@@ -162,8 +162,8 @@ def image_cosines(panel):
 
 def pair(result, part, delta):
     """(|Delta|, accuracy) of a part's classes; None where one of them was not measured."""
-    values = result.get(PREFIX[part] + delta), result.get(part)
-    return None if None in values else (abs(values[0]), values[1])
+    x, y = result.get(PREFIX[part] + delta), result.get(part)
+    return (abs(x), y) if all(isinstance(value, (int, float)) for value in (x, y)) else None
 
 
 def points(runs, part, delta):
@@ -216,12 +216,11 @@ def weight_maps(runs):
 
 def read_history(path):
     """history.csv of a run -> {column: numbers}; nan for what could not be measured."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
         columns = {name: [float("nan" if row[name] == "" else row[name]) for row in rows]
                    for name in ("step", *HISTORY)}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path}: not what train.py --history writes ({error})") from None
     if not rows:
         raise ValueError(f"{path}: no line in it")
@@ -296,8 +295,8 @@ def figure_1(args):
     chosen = choose(read_runs(args.runs))
     panels = [run and gather(panel, run, args.classes, args.data_root)
               for panel, run in chosen.items()]
-    names, part, run = panels[0].names, panels[0].part, chosen[PANELS[0]]
-    learner, dataset = tables.LEARNERS[run["row"][1]], Path(run["dataset"]).name
+    names, part, of = panels[0].names, panels[0].part, chosen[PANELS[0]]
+    learner, dataset = tables.row_label((of["row"][1], "off")), Path(of["dataset"]).name
     if any(panel.names != names for panel in panels if panel):
         raise ValueError("the runs of the panels have other classes: give RUNS of one dataset")
     if len(names) < 2:
@@ -434,7 +433,7 @@ def figure_4(args):
         ax.margins(y=0.18)                              # room for n
         middles = [len(taus) * (d + 0.5) - 0.5 for d in range(len(datasets))]
         ax.set_xticks(middles, datasets, rotation=30 * (len(datasets) > 3))
-        ax.set(title=tables.LEARNERS[method],
+        ax.set(title=tables.row_label((method, "off")),
                ylabel=f"gain on test images\nof {part} classes, points")
     legend(figure, {f"τ = {tau:g}": {"linestyle": "none", "marker": "s", "markersize": 9,
                                      "color": colour, "markeredgecolor": "black"}
@@ -471,7 +470,7 @@ def figure_5(args):
         ax.set_axis_off()
     for ax, ((dataset, method, tau), found) in zip(axes, maps.items(), strict=False):
         draw_map(ax, found, w1, w2, min(values) - 1, max(values) + 1)
-        ax.set(title=f"{tables.LEARNERS[method]}, {dataset}, τ = {tau:g}",
+        ax.set(title=f"{tables.row_label((method, 'off'))}, {dataset}, τ = {tau:g}",
                xlabel="$w_2$ (of $L_{MI}$)", ylabel="$w_1$ (of $L_{LC}$)")
     return figure
 

@@ -265,7 +265,11 @@ def test_figure_5(tmp_path):
     shown = {text.get_position(): text.get_text() for text in ax.texts}     # (w_2, w_1)
     assert shown == {(0, 0): f"{2 * 60 * 70 / 130:.2f}\nn = 1", (1, 1): "36.00\nn = 2",
                      (1, 0): "50.00\nn = 1", (0, 1): "not run"}
+    drawn = ax.images[0].get_array()                                # masked where not run
+    assert all(words == "not run" if drawn.mask[w_1, w_2] else words.startswith(f"{m:.2f}\n")
+               for (w_2, w_1), words in shown.items() for m in [drawn[w_1, w_2]])
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "0.8"]
+    assert ax.get_ylim()[0] < ax.get_ylim()[1]                      # w_1 upwards
     run(tmp_path / "e", seed=3, epochs=9)
     with pytest.raises(ValueError, match="differ in epochs"):
         figures.weight_maps(figures.read_runs([tmp_path]))
