@@ -1,29 +1,32 @@
-"""The paper's questions asked in the little world: grids of train.py, their numbers, the page.
+"""The paper's questions asked in the little world: its runs, their numbers, the page's tables.
 
     python assets/laboratory.py             # everything; runs that are finished are not run again
     python assets/laboratory.py --quick     # the main cells with few seeds, printed: for a class
-    python assets/laboratory.py --page      # no run: laboratory.md anew from laboratory.csv
+    python assets/laboratory.py --page      # no run: laboratory.md's tables from laboratory.csv
     python assets/laboratory.py --criteria  # the checks of the tiny CLIP, and the pilot; no NPT
 
-GRIDS is what is run, each a command of train.py over seeds; laboratory.csv keeps their numbers, a
-row a run. assets/laboratory_page.py has the statistics, the hypotheses and the words.
+GRIDS is what is run; laboratory.csv keeps the numbers, a row a run. assets/laboratory_page.py has
+the rows, the statistics and the tables. figure2.png is `python assets/figures.py 2
+runs/laboratory/long-0.01 runs/laboratory/even-long`, figure1.png figures.py 1 of runs of seed 1.
 
 Means and printed sums are one family. With K classes, batches of B and N training images, Eq. (5)'s
 sum with w_1 is its mean with K (K - 1) w_1, and Eq. (6)'s sum with w_2 is its mean with B w_2 over
 a batch and with N w_2 over the training set, as it is printed. Here 132 x 0.3 = 39.6, 4 x 0.8 = 3.2
 and 45 x 0.8 = 36.
 """
+import contextlib
 import csv
-import hashlib
+import io
+import itertools
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
-from functools import lru_cache
 from pathlib import Path
 
 import numpy  # torchvision depends on it
 import torch
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import clip_model
@@ -32,114 +35,143 @@ import evaluate
 import losses
 import prompts
 import train
-from assets import features, files, measures, weight_files, world
+from assets import features, files, world
+from assets import laboratory_page as page
 
-CSV, PAGE, CRITERIA = (Path(__file__).with_name(name) for name in (
-    "laboratory.csv", "laboratory.md", "criteria.txt"))
+PAGE, CRITERIA = (Path(__file__).with_name(name) for name in ("laboratory.md", "criteria.txt"))
 RUNS = Path("runs") / "laboratory"
-# seeds of the main cells, as many as the pilot asks for (criteria.txt); of controls; of other
-# learners, readings and transfer; of the sweep; of --quick
-MAIN, SEEDS, SOME, FEW, QUICK_SEEDS = 40, 12, 8, 2, 2
-PILOT = range(101, 109)                                     # seeds that no other grid has
-TARGETS = [name for name in world.DATASETS if name != "world"]
 
 # The grids ---------------------------------------------------------------------------------------
 
-MAPLE, BOTH = ["--method", "maple"], ["--method", "cocoop", "maple"]
-NPT, LONG_TAILED = ["--npt", "off", "on"], ["--shuffle-classes", "--tau"]
-EVENLY = ["--shuffle-classes", "--images", "45"]            # as many images as at tau = 0.01
-# Budgets: the paper's 5 epochs, as many steps as they are on balanced classes (240), and twice that
-STEPS_240 = {"1": "5", "0.05": "16", "0.01": "22", "45 images": "22"}
-TWICE = "44"
-W1, W2 = ["0", "0.3", "3.4", "39.6"], ["0", "0.8", "3.2", "36"]     # of the sweep
-RATES = ["0.0009", "0.0035", "0.014"]
+# seeds of the main cells, as many as the pilot asks for (criteria.txt); of controls; of other
+# learners, readings and transfer; of the sweep
+MAIN, SEEDS, SOME, FEW = (range(1, most + 1) for most in (40, 12, 8, 2))
+QUICK_SEEDS = 2
 
 
-def long(tau):
-    return [*LONG_TAILED, tau, "--epochs", STEPS_240[tau]]
+def crossed(cell, **axes):
+    """A cell with every combination of the axes' values."""
+    return [{**cell, **dict(zip(axes, values, strict=True))}
+            for values in itertools.product(*axes.values())]
 
 
-EVEN_LONG = [*EVENLY, "--epochs", STEPS_240["45 images"]]
-GRIDS = {                       # a folder of runs: words of train.py, and how many seeds
-    "zeroshot": (["--method", "zeroshot"], 1),
-    "main": ([*MAPLE, *NPT, *LONG_TAILED, "1", "0.01"], MAIN),
-    "long-0.01": ([*MAPLE, *NPT, *long("0.01"), "--history", "1"], MAIN),
-    "even-long": ([*MAPLE, *EVEN_LONG], MAIN),
-    "even-long-npt": ([*MAPLE, "--npt", *EVEN_LONG], SEEDS),
-    "even": ([*MAPLE, *NPT, *EVENLY], SEEDS),
-    "adjusted": ([*MAPLE, *NPT, *long("0.01"), "--logit-adjust", "--history", "1"], SEEDS),
-    "balanced-mi": ([*MAPLE, "--npt", "--balanced-mi", *long("0.01")], SEEDS),
-    "0.05": ([*MAPLE, *NPT, *LONG_TAILED, "0.05"], SEEDS),
-    "long-0.05": ([*MAPLE, *NPT, *long("0.05")], SEEDS),
-    "readings": ([*MAPLE, "--npt", *long("0.01"), "--w1", "39.6", "--w2", *W2[1:]], SOME),
-    "readings-mi": ([*MAPLE, "--npt", *long("0.01"), "--w1", "0.3", "--w2", *W2[2:]], SOME),
-    "cocoop": (["--method", "cocoop", *NPT, *LONG_TAILED, "1", "0.05", "0.01"], SOME),
-    "twice": ([*MAPLE, *NPT, *LONG_TAILED, "0.01", "--epochs", TWICE], SOME),
-    "even-twice": ([*MAPLE, *EVENLY, "--epochs", TWICE], SOME),
-    "transfer": ([*MAPLE, *NPT, *LONG_TAILED, "0.01", "--classes", "all"], SOME),
-    "sweep": ([*BOTH, "--npt", *LONG_TAILED, "0.01", "--w1", *W1, "--w2", *W2, "--lr", *RATES],
-              FEW),
+BOTH = (False, True)            # without NPT and with it
+NPT_LONG = {**page.LONG, **page.NPT}
+GRIDS = {                       # a folder of runs: cells of laboratory_page.CELL, and their seeds
+    "zeroshot": ([page.ZERO], [1]),
+    "main": (crossed({}, npt=BOTH, tau=(1.0, 0.01)), MAIN),
+    "long-0.01": (crossed(page.LONG, npt=BOTH), MAIN),
+    "even-long": ([page.EVEN_LONG], MAIN),
+    "even-long-npt": ([{**page.EVEN_LONG, **page.NPT}], SEEDS),
+    "even": (crossed(page.EVEN, npt=BOTH), SEEDS),
+    "adjusted": (crossed(page.ADJUSTED, npt=BOTH), SEEDS),
+    "balanced-mi": ([{**NPT_LONG, "balanced_mi": True}], SEEDS),
+    "0.05": (crossed({"tau": 0.05}, npt=BOTH), SEEDS),
+    "long-0.05": (crossed(page.LONG_005, npt=BOTH), SEEDS),
+    "readings": (crossed(NPT_LONG, w1=[39.6], w2=page.W2[1:]), SOME),
+    "readings-mi": (crossed(NPT_LONG, w1=[0.3], w2=page.W2[2:]), SOME),
+    "cocoop": (crossed(page.COCOOP, npt=BOTH, tau=page.TAUS), SOME),
+    "twice": (crossed({**page.LONG, **page.TWICE}, npt=BOTH), SOME),
+    "even-twice": ([{**page.EVEN, **page.TWICE}], SOME),
+    "transfer": (crossed({"classes": "all"}, npt=BOTH), SOME),
+    "sweep": (crossed(page.NPT, method=("cocoop", "maple"), w1=page.W1, w2=page.W2,
+                      lr=page.RATES), FEW),
 }
 PILOTS = {                      # no NPT: how far H spreads, alone and between two losses
-    "pilot": ([*MAPLE, *long("0.01")], PILOT),
-    "pilot-adjusted": ([*MAPLE, *long("0.01"), "--logit-adjust"], PILOT),
-    "pilot-twice": ([*MAPLE, *LONG_TAILED, "0.01", "--epochs", TWICE], PILOT),
-    "pilot-balanced": ([*MAPLE, *LONG_TAILED, "1"], PILOT),
+    "pilot": ([page.LONG], page.PILOT),
+    "pilot-adjusted": ([page.ADJUSTED], page.PILOT),
+    "pilot-twice": ([{**page.LONG, **page.TWICE}], page.PILOT),
+    "pilot-balanced": ([page.BALANCED], page.PILOT),
 }
+WATCHED = ("long-0.01", "adjusted")                         # Remark 2 over training
 QUICK = ("zeroshot", "main", "long-0.01", "even-long")
 
 
-def seeds_of(grid, most=None):
-    count = (GRIDS | PILOTS)[grid][1]
-    seeds = range(1, count + 1) if isinstance(count, int) else count
-    return list(seeds)[:most]
+def planned(names, most=None):
+    """[(grid, cell, seed)] of some grids; `most` seeds of each cell."""
+    return [(name, cell, seed) for name in names for cells, seeds in [(GRIDS | PILOTS)[name]]
+            for cell in cells for seed in list(seeds)[:most]]
 
 
-def make_runs(names, most=None, processes=2):
-    """Run these grids, each shared by several processes; what is finished is skipped."""
-    script = str(Path(train.__file__))
-    for name in names:
-        if name == "zeroshot" and (RUNS / name / "result.json").is_file():
-            continue                                    # one run, no grid
-        words = [sys.executable, script, *(GRIDS | PILOTS)[name][0], "--device", "cpu", "--out",
-                 str(RUNS / name), "--seed", *map(str, seeds_of(name, most))]
-        count = 1 if name == "zeroshot" else processes
-        workers = [subprocess.Popen(words, env={
-            **os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": str(count)})
-            for rank in range(count)]
-        codes = [worker.wait() for worker in workers]
-        if any(codes):
-            raise ValueError(f"the grid {name} has failing runs, named above; run it again")
+def keys(names):
+    """SETTINGS of all runs of some grids, each once."""
+    return list(dict.fromkeys(page.key_of(cell, seed) for _, cell, seed in planned(names)))
 
 
-def make_transfers():
-    """The transfer runs on all targets."""
-    for folder in sorted((RUNS / "transfer").glob("*/result.json")):
-        if not (folder.parent / "evaluation" / "cross-dataset.json").is_file():
-            words = [folder.parent, "--task", "cross-dataset", "--targets", *TARGETS]
-            if evaluate.main([str(word) for word in words]):
-                raise ValueError(f"{folder.parent} could not be evaluated on the targets")
+# Runs --------------------------------------------------------------------------------------------
+
+def folder_of(name, cell, seed):
+    return RUNS / name / "-".join([*(f"{key}={page.setting(value)}" for key, value in cell.items()),
+                                   f"seed={seed}"])
+
+
+def start(name, cell, seed, folder):
+    """Train and test one run into its folder. The one place that knows how a run is made.
+
+    One thread: another number takes some sums in another order.
+    """
+    torch.set_num_threads(1)
+    words = ["--method", cell.get("method", "maple"), "--seed", str(seed), "--device", "cpu",
+             "--out", str(folder), "--history", str(int(name in WATCHED))]
+    if cell != page.ZERO:
+        words.append("--shuffle-classes")
+        asked = page.CELL | cell
+        size = "tau" if asked["images"] is None else "images"
+        words += ["--npt", "on" if asked["npt"] else "off"]
+        for option in (size, "epochs", "lr", "classes", "w1", "w2"):
+            if option in asked:
+                words += [f"--{option}", page.setting(asked[option])]
+        words += [f"--{option.replace('_', '-')}" for option in ("balanced_mi", "logit_adjust")
+                  if asked[option]]
+    args, = train.parse(words)
+    args.quiet = True
+    with contextlib.redirect_stdout(io.StringIO()):
+        train.run(args)
+
+
+def attempt(run):
+    """start, in a process of its own -> what went wrong, None if nothing."""
+    folder = folder_of(*run)
+    try:
+        start(*run, folder)
+    except (ValueError, OSError) as error:
+        return f"{folder}: {files.one_line(error)}"
+
+
+def make_runs(runs, processes):
+    """Make runs, several at a time -> {settings: numbers} of all; what is finished is skipped."""
+    missing = [run for run in runs if not (folder_of(*run) / "result.json").is_file()]
+    if missing:
+        with multiprocessing.get_context("spawn").Pool(min(processes, len(missing))) as pool:
+            said = list(tqdm(pool.imap(attempt, missing), desc="laboratory", unit="run",
+                             total=len(missing)))
+            pool.close()
+            pool.join()
+        failed = [words for words in said if words]
+        if failed:
+            raise ValueError(f"{len(failed)} of {len(said)} runs failed, first {failed[0]}; run it "
+                             "again for those alone")
+    for name, cell, seed in runs:
+        if name == "transfer":
+            evaluate_on_targets(folder_of(name, cell, seed))
+    return dict(numbers_of(folder_of(*run)) for run in runs)
+
+
+def evaluate_on_targets(folder):
+    """A transfer run on all targets."""
+    if not (folder / "evaluation" / "cross-dataset.json").is_file():
+        words = [str(folder), "--task", "cross-dataset", "--targets", *page.TARGETS]
+        if evaluate.main(words):
+            raise ValueError(f"{folder} could not be evaluated on the targets")
 
 
 # A run's numbers ---------------------------------------------------------------------------------
 
-# what names a run, as result.json has it
-SETTINGS = ("method", "npt", "w1", "w2", "balanced_mi", "logit_adjust", "tau", "images", "epochs",
-            "lr", "classes", "seed")
-ACCURACIES = ("base", "novel", "harmonic_mean")
-RECALLS = ("many", "medium", "few")
-WEIGHTS = [f"{word}_{group}_{when}" for group in ("many", "few") for when in ("first", "last")
-           for word in ("cohesion", "repulsion")]           # of Remark 2, over n_k
-MEASURES = (*ACCURACIES, "delta_lcd", "lc_unequal", "delta_mid", "novel_delta_lcd",
-            "novel_delta_mid", *RECALLS, "cos_all", "cos_few", *WEIGHTS, "all", "zeroshot all",
-            *TARGETS, *("zeroshot " + target for target in TARGETS))
-BITS = ("right", "novel_right")                             # a bit for each test image, in hex
-
-
 def numbers_of(folder):
     """A run's folder -> the values of SETTINGS as words, {measure: number, bits: hex}."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    found = {name: result[name] for name in (*MEASURES, *BITS) if result.get(name) is not None}
+    found = {name: result[name] for name in (*page.MEASURES, *page.BITS)
+             if result.get(name) is not None}
     if result["method"] != "zeroshot" and "right" in result and "base" in found:
         found |= of_groups(folder, result)
     targets = folder / "evaluation" / "cross-dataset.json"
@@ -147,17 +179,7 @@ def numbers_of(folder):
         found["zeroshot all"] = result["zeroshot"]["all"]
         for target, numbers in json.loads(targets.read_text(encoding="utf-8"))["results"].items():
             found |= {target: numbers["accuracy"], "zeroshot " + target: numbers["zeroshot"]}
-    return tuple(setting(result[name]) for name in SETTINGS), found
-
-
-def numbers_in(folder):
-    """The same of all runs in a folder -> {settings: numbers}."""
-    return dict(numbers_of(path.parent) for path in sorted(folder.glob("**/result.json")))
-
-
-def setting(value):
-    """A value as laboratory.csv has it."""
-    return f"{value:g}" if type(value) in (int, float) else str(value)
+    return tuple(page.setting(result[name]) for name in page.SETTINGS), found
 
 
 def of_groups(folder, result):
@@ -165,8 +187,8 @@ def of_groups(folder, result):
 
     A balanced run has the groups of the long-tailed one of its seed, tau = 0.01: its twin.
     """
-    K, inside = len(result["class_counts"]), groups(result["tau"], result["draw_seed"])
-    right = unpacked(result["right"], K)                                    # (K, test images)
+    K, inside = len(result["class_counts"]), page.groups(result["tau"], result["draw_seed"])
+    right = page.unpacked(result["right"], K)                                    # (K, test images)
     found = {group: 100 * right[ks].mean() for group, ks in inside.items()}
     if result["method"] == "maple":
         learner, _ = evaluate.load_run(folder)
@@ -176,21 +198,6 @@ def of_groups(folder, result):
     if (folder / "history.csv").is_file():
         found |= remark_2(folder, result["class_counts"], inside)
     return found
-
-
-def groups(tau, seed, K=12):
-    """{"many", "medium", "few": the world's base classes}, of the long-tailed set of a seed."""
-    n = data.class_counts(K, 16, tau if tau < 1 else 0.01, seed)
-    return {group: [k for k in range(K) if measures.group_of(n[k]) == group] for group in RECALLS}
-
-
-def unpacked(bits, K):
-    """Hexadecimal bits, the test images of K classes of equal size in order -> (K, images a class).
-
-    The world has 50 a class; bits that fill the last byte are cut off.
-    """
-    flat = numpy.unpackbits(numpy.frombuffer(bytes.fromhex(bits), dtype=numpy.uint8))
-    return flat[:len(flat) // (2 * K) * (2 * K)].reshape(K, -1).astype(float)
 
 
 def mean_cosine(g):
@@ -209,67 +216,13 @@ def remark_2(folder, n, inside):
             for word in ("cohesion", "repulsion")}
 
 
-# laboratory.csv ----------------------------------------------------------------------------------
-
-@lru_cache(maxsize=None)
-def fingerprint():
-    """The world that a row was measured in: the tiny CLIP's weights and the dataset's pictures."""
-    weights = weight_files.sha256(clip_model.ASSETS / "tiny_clip.pt")
-    digest = hashlib.sha256(weights.encode())
-    for picture in world.draw("world")[2].values():
-        digest.update(picture.tobytes())
-    return digest.hexdigest()[:12]
-
-
-def planned(names, most=None):
-    """SETTINGS of all runs of some grids, each once."""
-    found = {}
-    dataset = data.load("world")
-    for name in names:
-        seeds = seeds_of(name, most)
-        for args in train.parse([*(GRIDS | PILOTS)[name][0], "--seed", *map(str, seeds)]):
-            train.settle(args, dataset)
-            found[tuple(setting(getattr(args, key)) for key in SETTINGS)] = name
-    return list(found)
-
-
-def read_results():
-    """What laboratory.csv holds of this world -> {settings: {measure: number, bits: hex}}."""
-    if not CSV.exists():
-        return {}
-    done, columns = {}, ["world", *SETTINGS, *MEASURES, *BITS]
-    with open(CSV, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != columns:
-            raise ValueError(f"{CSV}: expected the columns {', '.join(columns)[:60]}, ...")
-        for row in reader:
-            if row["world"] == fingerprint():
-                numbers = {name: float(row[name]) for name in MEASURES if row[name]}
-                bits = {name: row[name] for name in BITS if row[name]}
-                done[tuple(row[name] for name in SETTINGS)] = numbers | bits
-    return done
-
-
-def save_results(done):
-    """All of laboratory.csv anew, six digits a number."""
-    rows = [("world", *SETTINGS, *MEASURES, *BITS)]
-    for key, found in done.items():
-        numbers = ["" if name not in found else f"{found[name]:.6g}" for name in MEASURES]
-        rows.append((fingerprint(), *key, *numbers, *(found.get(name, "") for name in BITS)))
-    files.write_csv(CSV, rows)
-
-
 def collect(names, processes):
     """Results of all runs of some grids, from laboratory.csv where they stand there."""
-    done, wanted = read_results(), planned(names)
-    if not set(wanted) <= set(done):
-        make_runs(names, processes=processes)
-        if "transfer" in names:
-            make_transfers()
-        for name in names:
-            done |= numbers_in(RUNS / name)
-        save_results({key: done[key] for key in planned([*GRIDS, *PILOTS]) if key in done})
-    return read_results()           # not `done`: what is shown is what the file says
+    done = page.read_results()
+    missing = [run for run in planned(names) if page.key_of(*run[1:]) not in done]
+    if missing:
+        page.save_results(done | make_runs(missing, processes))
+    return page.read_results()          # not what was measured: what is shown is what the file says
 
 
 # The checks of the tiny CLIP ---------------------------------------------------------------------
@@ -300,6 +253,19 @@ def geometry():
     return found
 
 
+def gradient_share(learner):
+    """How much of L_LC's pull on the learned tensors is about what all texts share, in [0, 1].
+
+    Mean L_LC = Delta_LCD^2 + Var: the length of the first term's gradient over the sum of both.
+    """
+    learned = list(prompts.trainable(learner).values())
+    lengths = []
+    for part in losses.lc_parts(learner.text_features()):
+        gradients = torch.autograd.grad(part, learned, retain_graph=True, allow_unused=True)
+        lengths.append(torch.cat([d.flatten() for d in gradients if d is not None]).norm().item())
+    return lengths[0] / sum(lengths)
+
+
 def best_shared_part(z_k):
     """Delta* = K/(K-1) a^2 / (a^2 + b^2) of prototypes (K, d): what L_MI pulls Delta_LCD towards.
 
@@ -327,11 +293,11 @@ def criteria(found, lift):
               40 <= found[part] <= 75) for part in ("base", "novel")]
     rows += [(f"zero-shot on {target} above three times chance and below 95 %",
               f"{found[target]:.1f}", 3 * found[f"chance {target}"] < found[target] < 95)
-             for target in TARGETS]
+             for target in page.TARGETS]
     mean, sd = numpy.mean(lift), numpy.std(lift, ddof=1)
     rows += [(f"MaPLe at tau = 1 lifts base accuracy by 10 points or more ({len(lift)} seeds)",
               f"{mean:.1f} ± {sd:.1f}", mean >= 10)]
-    lines = [f"world {fingerprint()}, no run with NPT"]
+    lines = [f"world {page.fingerprint()}, no run with NPT"]
     for what, value, met in rows:
         lines.append(f"{'met    ' if met else 'NOT MET'}  {value:>11}  {what}")
     return "\n".join(lines) + "\n"
@@ -345,7 +311,7 @@ def parse(argv=None):
     only.add_argument("--criteria", action="store_true",
                       help="only the checks of the tiny CLIP and the pilot, to criteria.txt")
     only.add_argument("--page", action="store_true",
-                      help="make no run, only write laboratory.md from laboratory.csv")
+                      help="make no run, only the tables of laboratory.md from laboratory.csv")
     only.add_argument("--quick", action="store_true",
                       help=f"the main cells with {QUICK_SEEDS} seeds, printed and not kept")
     p.add_argument("--processes", type=files.whole(1), default=os.cpu_count(),
@@ -354,28 +320,31 @@ def parse(argv=None):
 
 
 def run(args):
-    from assets import laboratory_page as page
     if args.criteria:
-        done = collect(PILOTS, args.processes)
-        found = geometry()
-        lift = [done[key]["base"] - found["base"] for key in planned(["pilot-balanced"])]
-        text = criteria(found, lift) + page.pilot(page.Results(done, pilot=True))
+        text = criteria_text(geometry(), collect(PILOTS, args.processes))
         files.write(CRITERIA, text)
         print(text, end="")
-        return
-    if args.quick:
-        make_runs(QUICK, QUICK_SEEDS, args.processes)
-        done = {}
-        for name in QUICK:
-            done |= numbers_in(RUNS / name)
+    elif args.quick:
+        done = make_runs(planned(QUICK, QUICK_SEEDS), args.processes)
         print(page.quick(page.Results(done)))
-        return
-    done = read_results() if args.page else collect(list(GRIDS), args.processes)
-    missing = [key for key in planned(GRIDS) if key not in done]
+    else:
+        write_page(page.read_results() if args.page else collect(GRIDS, args.processes))
+
+
+def criteria_text(found, done):
+    """What criteria.txt says, of geometry() and the pilots' runs."""
+    lift = [done[key]["base"] - found["base"] for key in keys(["pilot-balanced"])]
+    return criteria(found, lift) + page.pilot(page.Results(done, pilot=True))
+
+
+def write_page(done):
+    """The tables of laboratory.md anew; its prose stays as it is."""
+    missing = [key for key in keys(GRIDS) if key not in done]
     if missing:
-        raise ValueError(f"{CSV.name} lacks {len(missing)} runs of this world, first "
+        raise ValueError(f"{page.CSV.name} lacks {len(missing)} runs of this world, first "
                          f"{' '.join(missing[0])}: leave out --page to make them")
-    files.write(PAGE, page.page(page.Results(done)))
+    text = PAGE.read_text(encoding="utf-8")
+    files.write(PAGE, page.with_tables(text, page.Results(done)))
     print(f"written: {PAGE}")
 
 
