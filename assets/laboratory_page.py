@@ -27,7 +27,8 @@ PILOT = range(101, 109)                                     # seeds that no grid
 
 SETTINGS = ("method", "npt", "w1", "w2", "balanced_mi", "logit_adjust", "tau", "images", "epochs",
             "lr", "classes", "seed")                        # what names a run
-ACCURACIES = ("base", "novel", "harmonic_mean")
+H = "harmonic_mean"
+ACCURACIES = ("base", "novel", H)
 RECALLS = ("many", "medium", "few")
 LABEL_SPACES = ("world_shapes", "world_colours", "world_patterns")
 STYLES = ("world_sketch", "world_noise", "world_blur", "world_rotated")
@@ -245,7 +246,7 @@ def shares(found, measure, cell, seed):
     right = numpy.stack([unpacked(found[bits], 12) for bits in BITS])
     b, n = found["base"], found["novel"]
     weight = {"base": (1, 0), "novel": (0, 1), "lead": (-1, 1),
-              "harmonic_mean": (2 * n * n / (b + n) ** 2, 2 * b * b / (b + n) ** 2)}
+              H: (2 * n * n / (b + n) ** 2, 2 * b * b / (b + n) ** 2)}
     if measure in weight:
         each = 100 * numpy.array(weight[measure]).reshape(2, 1, 1) * right / right[0].size
         return each.reshape(24, -1)
@@ -297,7 +298,7 @@ def pilot(found):
 
     A change of the loss is paired with none, as NPT will be: logit adjustment stands in for it.
     """
-    h, adjusted, twice = (numpy.array(found.values("harmonic_mean", cell))
+    h, adjusted, twice = (numpy.array(found.values(H, cell))
                           for cell in (LONG, ADJUSTED, {**LONG, **TWICE}))
     sd = (adjusted - h).std(ddof=1)
     needed = next(n for n in range(2, 10_000) if power_half(n) * sd <= GOAL)
@@ -315,66 +316,61 @@ def power_half(n):
 
 # The paper's claims ------------------------------------------------------------------------------
 
-H = "harmonic_mean"
 HYPOTHESES = 6                              # written down before any run with NPT
 VERDICTS = {1: "seen", 0: "not seen", -1: "other sign"}
 
 
-def claims(found, together=HYPOTHESES):
-    """[(place, claim, the paper's sign, digits, estimates)]: one estimate for each thing named.
+def gain(measure, cell):
+    """What NPT changes in a cell, as a row of CLAIMS has it."""
+    return measure, {**cell, **NPT}, cell
 
-    H1 to H6 are the hypotheses; their intervals are Bonferroni's, 95 % for so many together.
-    Sign 0: no interval; in place of estimates stand words and a verdict.
-    """
-    def gains(measure, *cells):
-        return [found.paired(measure, {**cell, **NPT}, cell) for cell in cells]
 
-    def frozen(measure, *cells):
-        return [found.paired(measure, *cells, comparisons=together)]
+# (place, claim, the paper's sign, digits, what shows it): a measure and the cells of
+# Results.paired, or r, a magnitude and a measure. H1 to H6 are the hypotheses. Without a sign: no
+# interval here; the last is what stands in place of estimates and of a verdict.
+CLAIMS = [
+    ("Table 1", "MaPLe, CoCoOp beat zero-shot CLIP in H, tau = 1", 1, 1,
+     [(H, BALANCED, ZERO), (H, {**BALANCED, **COCOOP}, ZERO)]),
+    ("Fig. 1a-b", "MaPLe lowers |Delta_LCD|, |Delta_MID|, tau = 1", -1, 3,
+     [("lcd", BALANCED, ZERO), ("mid", BALANCED, ZERO)]),
+    ("Table 1", "a long tail costs H, 5 epochs each", -1, 1, [(H, {}, BALANCED)]),
+    ("Table 1", "H1: at equal images and 242 steps", -1, 1, [(H, LONG, EVEN_LONG)]),
+    ("Table 1", "and 55 steps", -1, 1, [(H, {}, EVEN)]),
+    ("Fig. 1c", "H2: it draws rare classes' texts together", 1, 3, [("cos_few", LONG, EVEN_LONG)]),
+    ("Fig. 1c", "by more than all texts", 1, 3, [("cos_gap", LONG, EVEN_LONG)]),
+    ("Fig. 2b", "it raises |Delta_LCD|, |Delta_MID|", 1, 3,
+     [("lcd", LONG, EVEN_LONG), ("mid", LONG, EVEN_LONG)]),
+    ("Fig. 2", "H3: a smaller |Delta_LCD| goes with a higher H", -1, 2, [("r", "delta_lcd", H)]),
+    ("Fig. 2", "H4: so does a smaller |Delta_MID|", -1, 2, [("r", "delta_mid", H)]),
+    ("Fig. 2", "the same on novel classes, both", -1, 2,
+     [("r", "novel_delta_lcd", "novel"), ("r", "novel_delta_mid", "novel")]),
+    ("Remark 1", "a smaller |Delta_LCD|: nearer to an ETF", 0, 0, ("no: Why 1", "by algebra")),
+    ("Remark 2", "rare classes: repulsion outweighs cohesion", -1, 2, [("net_few_last", LONG)]),
+    ("Fig. 2b", "NPT lowers |Delta_LCD|, |Delta_MID|", -1, 3, [gain("lcd", {}), gain("mid", {})]),
+    ("Table 1", "H5: it raises MaPLe's H", 1, 1, [gain(H, {})]),
+    ("Table 1", "and at tau = 1, 0.05", 1, 1, [gain(H, BALANCED), gain(H, {"tau": 0.05})]),
+    ("Table 1", "and CoCoOp's at 1, 0.05, 0.01", 1, 1,
+     [gain(H, {**COCOOP, "tau": tau}) for tau in TAUS]),
+    ("Sec. 5.1", "H6: by more than at tau = 1", 1, 1,
+     [(H, NPT, {}, {**BALANCED, **NPT}, BALANCED)]),
+    ("Fig. 4", "it raises novel accuracy, tau = 0.05, 0.01", 1, 1,
+     [gain("novel", {"tau": 0.05}), gain("novel", {})]),
+    ("Fig. 4", "by more than base accuracy", 1, 1, [gain("lead", {"tau": 0.05}), gain("lead", {})]),
+    ("Table 2", "a long tail costs transfer", 0, 0, ("", "not run")),
+    ("Table 2", "NPT helps on 3 other label spaces", 1, 1,
+     [gain("label_spaces", {"classes": "all"})]),
+    ("Table 3", "each term helps alone", 0, 0, ("2 seeds: sweep", "not run")),
+    ("Table 4", "NPT helps in 4 other styles", 1, 1, [gain("styles", {"classes": "all"})]),
+    ("Fig. 5", "H is stable in w_1, w_2", 0, 0, ("2 seeds: sweep", "not run")),
+]
 
-    long_tails = ({"tau": 0.05}, {"tau": 0.01})
-    learners = (BALANCED, {**BALANCED, **COCOOP})
-    transfer = {"classes": "all"}
-    return [
-        ("Table 1", "MaPLe, CoCoOp beat zero-shot CLIP in H, tau = 1", 1, 1,
-         [found.paired(H, cell, ZERO) for cell in learners]),
-        ("Fig. 1a-b", "MaPLe lowers |Delta_LCD|, |Delta_MID|, tau = 1", -1, 3,
-         [found.paired(m, BALANCED, ZERO) for m in ("lcd", "mid")]),
-        ("Table 1", "a long tail costs H, 5 epochs each", -1, 1,
-         [found.paired(H, {}, BALANCED)]),
-        ("Table 1", "H1: at equal images and 242 steps", -1, 1, frozen(H, LONG, EVEN_LONG)),
-        ("Table 1", "and 55 steps", -1, 1, [found.paired(H, {}, EVEN)]),
-        ("Fig. 1c", "H2: it draws rare classes' texts together", 1, 3,
-         frozen("cos_few", LONG, EVEN_LONG)),
-        ("Fig. 1c", "by more than all texts", 1, 3, [found.paired("cos_gap", LONG, EVEN_LONG)]),
-        ("Fig. 2b", "it raises |Delta_LCD|, |Delta_MID|", 1, 3,
-         [found.paired(m, LONG, EVEN_LONG) for m in ("lcd", "mid")]),
-        ("Fig. 2", "H3: a smaller |Delta_LCD| goes with a higher H", -1, 2,
-         [correlation(found, "delta_lcd", H, together)]),
-        ("Fig. 2", "H4: so does a smaller |Delta_MID|", -1, 2,
-         [correlation(found, "delta_mid", H, together)]),
-        ("Fig. 2", "the same on novel classes, both", -1, 2,
-         [correlation(found, f"novel_delta_{m}", "novel") for m in ("lcd", "mid")]),
-        ("Remark 1", "a smaller |Delta_LCD|: nearer to an ETF", 0, 0, ("no: Why 1", "by algebra")),
-        ("Remark 2", "rare classes: repulsion outweighs cohesion", -1, 2,
-         [found.paired("net_few_last", LONG)]),
-        ("Fig. 2b", "NPT lowers |Delta_LCD|, |Delta_MID|", -1, 3,
-         [*gains("lcd", {}), *gains("mid", {})]),
-        ("Table 1", "H5: it raises MaPLe's H", 1, 1, frozen(H, NPT, {})),
-        ("Table 1", "and at tau = 1, 0.05", 1, 1, gains(H, BALANCED, {"tau": 0.05})),
-        ("Table 1", "and CoCoOp's at 1, 0.05, 0.01", 1, 1,
-         gains(H, *({**COCOOP, "tau": tau} for tau in TAUS))),
-        ("Sec. 5.1", "H6: by more than at tau = 1", 1, 1,
-         frozen(H, NPT, {}, {**BALANCED, **NPT}, BALANCED)),
-        ("Fig. 4", "it raises novel accuracy, tau = 0.05, 0.01", 1, 1, gains("novel", *long_tails)),
-        ("Fig. 4", "by more than base accuracy", 1, 1, gains("lead", *long_tails)),
-        ("Table 2", "a long tail costs transfer", 0, 0, ("", "not run")),
-        ("Table 2", "NPT helps on 3 other label spaces", 1, 1,
-         gains("label_spaces", transfer)),
-        ("Table 3", "each term helps alone", 0, 0, ("2 seeds: sweep", "not run")),
-        ("Table 4", "NPT helps in 4 other styles", 1, 1, gains("styles", transfer)),
-        ("Fig. 5", "H is stable in w_1, w_2", 0, 0, ("2 seeds: sweep", "not run")),
-    ]
+
+def shown_by(found, claim, what, together=HYPOTHESES):
+    """The estimate of one of a claim's figures; a hypothesis has Bonferroni's interval."""
+    comparisons = together if re.match(r"H\d:", claim) else 1
+    if what[0] == "r":
+        return correlation(found, *what[1:], comparisons)
+    return found.paired(*what, comparisons=comparisons)
 
 
 # Tables ------------------------------------------------------------------------------------------
@@ -396,14 +392,13 @@ def spread(values, digits=1):
 
 def claims_table(found):
     rows = []
-    for place, claim, sign, digits, estimates in claims(found):
+    for place, claim, sign, digits, shown in CLAIMS:
         if sign:
+            estimates = [shown_by(found, claim, what) for what in shown]
             verdicts = [VERDICTS[sign * estimate.sign] for estimate in estimates]
-            shown = "; ".join(estimate.quoted(digits) for estimate in estimates)
             same = verdicts[:1] if len(set(verdicts)) == 1 else verdicts
-            rows.append((place, claim, shown, "; ".join(same)))
-        else:
-            rows.append((place, claim, *estimates))
+            shown = ["; ".join(e.quoted(digits) for e in estimates), "; ".join(same)]
+        rows.append((place, claim, *shown))
     return markdown(("paper", "claim", "here (seeds)", "verdict"), rows)
 
 

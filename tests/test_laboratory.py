@@ -528,8 +528,8 @@ def test_intervals_of_the_readme_stand_on_the_page(found):
     readme = (Path(laboratory.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     section, = re.findall(r"^## What was found\n(.*?)^## ", readme, re.MULTILINE | re.DOTALL)
     figures = re.findall(r"[+-]\d+\.\d+ ± \d+\.\d+(?: \(\d+\))?", " ".join(section.split()))
-    alone = [estimate.quoted(digits) for *_, sign, digits, estimates in page.claims(found, 1)
-             if sign for estimate in estimates]
+    alone = [page.shown_by(found, claim, what, together=1).quoted(digits)
+             for _, claim, sign, digits, shown in page.CLAIMS if sign for what in shown]
     text = " ".join([laboratory.PAGE.read_text(encoding="utf-8"), *alone])
     assert len(figures) >= 6
     assert [figure for figure in figures if figure not in " ".join(text.split())] == []
