@@ -3,7 +3,7 @@
 The encoders G_v and G_l of Sec. 3.1:
 
     import clip_model
-    clip = clip_model.load("ViT-B/16")          # or "tiny", an OpenAI archive, a state dict file
+    clip = clip_model.load("ViT-B/16")          # or "tiny", or the path of a weights file
     z = clip.encode_image(images)               # (B, 3, res, res) -> (B, d)
     g = clip.encode_text(clip_model.tokenize(["a photo of a cat."]))        # (N, 77) -> (N, d)
 
@@ -14,23 +14,35 @@ Parameter names are OpenAI's, so that OpenAI's weights load as they are. Feature
 encoders as the projections give them; the prompt learners turn them into the unit vectors z and g
 of the paper.
 """
+import errno
+import functools
 import gzip
+import hashlib
 import html
+import http.client
+import io
+import json
+import math
+import os
+import pickle  # only to read without running anything, see ArchiveUnpickler
+import shutil
+import time
+import urllib.request
+import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock  # which torch needs too, so it is always there
 import ftfy
 import regex
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from assets import weight_files
-from assets.weight_files import MODELS
+from tqdm import tqdm
 
 CONTEXT_LENGTH, VOCABULARY = 77, 49408
 ASSETS = Path(__file__).parent / "assets"
-
 
 
 # -------------------------------------------------------------------------------- the transformer
@@ -70,10 +82,11 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width),
                                   "c_proj": nn.Linear(4 * width, width)})
         self.ln_2 = nn.LayerNorm(width)
+        self.activation = quick_gelu                    # or another, see load
 
     def forward(self, x, mask=None, read=slice(None)):
         x = x[:, read] + self.attn(self.ln_1(x), mask, read)
-        y = quick_gelu(self.mlp.c_fc(self.ln_2(x)))     # y * sigmoid(1.702 y)
+        y = self.activation(self.mlp.c_fc(self.ln_2(x)))                # y * sigmoid(1.702 y)
         return x + self.mlp.c_proj(y)
 
 
@@ -179,46 +192,117 @@ class CLIP(nn.Module):
 
 # ----------------------------------------------------------------------------- getting weights in
 
-def build(state_dict):
-    """State dict under OpenAI's names -> CLIP of the same dtype on the same device.
+# Beyond these it is damage: OpenAI's models are made for float16, whose numbers end at 65504, and
+# its training keeps 1 / lambda at 100 at most
+MAX_WEIGHT, MAX_SCALE = 1e4, 1e3
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OTHERS = {                                      # what a tensor's name shows to be another thing
+    r"lora_": "LoRA's additions: merge them into their CLIP and save its state_dict()",
+    r"logit_bias$": "the weights of a SigLIP, which is no CLIP",
+    r"visual\.(trunk\.)?blocks\.": "the weights of an EVA-CLIP or another tower of timm's",
+    r"visual\.layer1\.": "the weights of a ResNet CLIP"}
+FIRST = ("visual.class_embedding", "vision_model.embeddings.class_embedding")   # OpenAI's, theirs
+INTEGERS = ("input_resolution", "context_length", "vocab_size", "position_ids")
+TRANSFORMERS = (                                # what transformers' names have for OpenAI's
+    ("text_model.", ""), ("vision_model.", "visual."), ("embeddings.", ""), ("fc1", "c_fc"),
+    ("encoder.layers.", "transformer.resblocks."), ("self_attn.", "attn."), ("fc2", "c_proj"),
+    ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("pre_layrnorm", "ln_pre"),
+    ("post_layernorm", "ln_post"), ("final_layer_norm", "ln_final"), ("patch_embedding", "conv1"),
+    ("position_embedding.weight", "positional_embedding"),
+    ("visual_projection.weight", "visual.proj"), ("text_projection.weight", "text_projection"))
 
-    Sizes are read from the shapes. Raises ValueError where the tensors are not those of a ViT CLIP,
-    and with the tensor's name and value where one is no weight.
+
+def load(name_or_path, device="cpu", dtype=torch.float32, activation="quick_gelu"):
+    """CLIP by name (MODELS, or "tiny"), or from a weights file: see read_state_dict.
+
+    activation: OpenAI's "quick_gelu", or plain "gelu", as OpenCLIP's own may need: no file says so.
+    Weights become `dtype`, the temperature float32. FileNotFoundError, or ValueError for no CLIP.
     """
-    state = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
-    for name in ("input_resolution", "context_length", "vocab_size"):   # integers in OpenAI's files
-        state.pop(name, None)
-    if any(name.startswith("visual.layer1.") for name in state):
-        raise ValueError("these are the weights of a ResNet CLIP; this companion covers the ViT "
-                         "models: " + ", ".join(MODELS))
+    path = find(name_or_path)
+    known = str(name_or_path) == "tiny" or fingerprint(name_or_path) in (
+        row[0] for row in MODELS.values())
+    if activation not in ACTIVATIONS or known and activation != "quick_gelu":
+        raise ValueError(f"{path} with the activation {activation!r}: OpenAI's models have "
+                         "quick_gelu, some of OpenCLIP's have gelu")
     try:
-        _fill_vocabulary(state)
+        clip = build(read_state_dict(path))
+    except ValueError as error:
+        if "allocate" in str(error.__cause__):          # torch's word for it
+            raise MemoryError(f"not enough memory for the weights in {path}") from error
+        raise ValueError(f"{path}: {error}") from error
+    for block in (*clip.visual.transformer.resblocks, *clip.transformer.resblocks):
+        block.activation = ACTIVATIONS[activation]
+    if not known and activation == "quick_gelu":
+        say(f"{path} is none of OpenAI's files: QuickGELU is assumed, as in those; if it was "
+            "trained with plain GELU, as many of OpenCLIP's, its activation is gelu")
+    scale = clip.logit_scale.detach().float()
+    clip = clip.to(device=device, dtype=dtype)
+    clip.logit_scale = nn.Parameter(scale.to(device))
+    return clip
+
+
+def build(state_dict):
+    """State dict under OpenAI's or transformers' names -> CLIP of its dtype, on its device.
+
+    Sizes are read from the shapes. ValueError where the tensors are not those of a ViT CLIP, and
+    with the tensor's name and value where one is no weight.
+    """
+    try:
+        state = openai_names(state_dict)
+        fill_vocabulary(state)
         with torch.device("meta"):              # no memory yet: the given tensors become parameters
-            clip = CLIP(**_sizes(state))
+            clip = CLIP(**sizes_of(state))
         for name, _ in clip.named_parameters():
             if name in state:
-                weight_files.check(name, state[name])
+                check_weight(name, state[name])
         clip.load_state_dict(state, assign=True)
     except (LookupError, AttributeError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split()).removeprefix("Error(s) in loading state_dict for ")
         if isinstance(error, KeyError):
             reason += " is missing"
-        raise ValueError("not the state dict of a ViT CLIP under OpenAI's names: "
-                         + weight_files.shorten(reason)) from error
+        raise ValueError("not the state dict of a ViT CLIP under OpenAI's or transformers' names: "
+                         + shorten(reason)) from error
     return clip.eval()
 
 
-def _fill_vocabulary(state):
+def openai_names(state):
+    """A CLIP's tensors by OpenAI's names, without what stands before them ("module.", say)."""
+    for pattern, what in OTHERS.items():
+        if any(regex.search(pattern, name) for name in state):
+            raise ValueError(f"these are {what}; this companion covers the ViT models")
+    prefixes = {name.removesuffix(first) for first in FIRST for name in state
+                if name.endswith(first)} or {""}
+    if len(prefixes) > 1:
+        raise ValueError(f"holds several CLIPs, {shorten(str(sorted(prefixes)))}: save one alone")
+    prefix, = prefixes
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()
+             if name.startswith(prefix) and not name.endswith(INTEGERS)}
+    return from_transformers(state) if FIRST[1] in state else state
+
+
+def from_transformers(state):
+    """transformers' names and layout -> OpenAI's: q, k, v stacked, projections transposed."""
+    found = {functools.reduce(lambda text, pair: text.replace(*pair), TRANSFORMERS, name): tensor
+             for name, tensor in state.items()}
+    for name in [name for name in found if ".q_proj." in name]:
+        parts = [found.pop(name.replace(".q_", f".{x}_")) for x in "qkv"]
+        found[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+    for name in ("visual.proj", "text_projection"):
+        found[name] = found[name].mT.contiguous()       # laid out alike, so that sums are too
+    return found
+
+
+def fill_vocabulary(state):
     """assets/tiny_clip.pt has vectors for the ids `words` only: the others become zeros."""
     words = state.pop("token_embedding.words", None)
     if words is not None:
         vectors = state["token_embedding.weight"]
-        weight_files.check("token_embedding.weight", vectors)
+        check_weight("token_embedding.weight", vectors)
         table = vectors.new_zeros(VOCABULARY, vectors.shape[1])
         state["token_embedding.weight"] = table.index_copy(0, words, vectors)
 
 
-def _sizes(state):
+def sizes_of(state):
     """Arguments of CLIP from the shapes of its tensors."""
     for name, rows in (("positional_embedding", CONTEXT_LENGTH),
                        ("token_embedding.weight", VOCABULARY)):         # the tokenizer's
@@ -235,29 +319,115 @@ def _sizes(state):
              "vision_width": conv[0], "vision_layers": layers("visual."),
              "text_width": joint[0], "text_layers": layers(""),
              "vocab_size": VOCABULARY, "embed_dim": joint[1]}
-    if min(sizes.values()) < 1 or sizes["vision_width"] % 64 or sizes["text_width"] % 64:
-        raise ValueError("sizes must be at least 1 and widths multiples of 64 (heads = width / 64),"
-                         f" got {sizes}")
+    widths = sizes["vision_width"], sizes["text_width"]
+    if min(sizes.values()) < 1 or any(w % 64 for w in widths) or widths[0] > 1024:
+        raise ValueError("sizes must be at least 1 and widths multiples of 64 (heads = width / 64; "
+                         f"ViT-H, -g and -G, wider than 1024, have other heads), got {sizes}")
     return sizes
 
 
-def load(name_or_path, device="cpu", dtype=torch.float32):
-    """CLIP by name (MODELS, or "tiny"), or from a file: OpenAI's archive, or a state dict.
+def check_weight(name, tensor):
+    """ValueError where a tensor holds what no weight can be. Of the meta device only its kind."""
+    check_dense(name, tensor)
+    if tensor.is_meta or not tensor.numel():
+        return
+    low, high = -MAX_WEIGHT, MAX_WEIGHT
+    if name == "logit_scale":
+        low, high = 0, math.log(MAX_SCALE)
+    least, most = tensor.aminmax()
+    if not (low <= least and most <= high):     # nan fails any comparison, and aminmax hands it on
+        wrong = tensor[~((low <= tensor) & (tensor <= high))][0].item()
+        raise ValueError(f"{name} holds {wrong:g}, expected numbers from {low:g} to {high:g}: "
+                         "is it damaged?")
 
-    OpenAI's models only: others under the same names (OpenCLIP's with plain GELU, say) would load
-    and compute wrongly. A state dict may be wrapped as {"state_dict": ...} and its names may start
-    with "module.". Weights become `dtype`; the temperature stays float32. Raises FileNotFoundError,
-    or ValueError for a file that can't be read as a CLIP.
+
+def check_dense(name, tensor):
+    """ValueError unless it is a dense tensor of floating point numbers, all of them there."""
+    if tensor.layout != torch.strided or tensor.dtype not in FLOATS:
+        raise ValueError(f"{name[:60]} is a {tensor.layout} tensor of {tensor.dtype}, expected a "
+                         "dense one of floating point numbers")
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise ValueError(f"{name[:60]} has the shape {tuple(tensor.shape)}, but fewer numbers")
+
+
+def pick_device(name):
+    """--device auto|cpu|cuda|mps -> torch.device; ValueError where the machine has none such.
+
+    Of several GPUs each of torchrun's processes takes its own.
     """
-    path = find(name_or_path)
-    try:
-        clip = build(weight_files.read_state_dict(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    scale = clip.logit_scale.detach().float()
-    clip = clip.to(device=device, dtype=dtype)
-    clip.logit_scale = nn.Parameter(scale.to(device))
-    return clip
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+               "cpu": True}
+    if name == "auto":
+        name = next(n for n in present if present[n])
+    if not present[name]:
+        raise ValueError(f"--device {name}: this machine has none; use auto or cpu")
+    if name == "cuda":
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    return torch.device(name)
+
+
+def pick_precision(name, device):
+    """--precision auto|float32|bfloat16|float16 -> the type of the frozen CLIP's numbers.
+
+    auto: on a GPU float16, the originals' there and that of OpenAI's files; elsewhere float32. One
+    line where a CPU computes the chosen type slower than float32: many have no bfloat16.
+    """
+    if name == "auto":
+        name = {"cuda": "float16"}.get(device.type, "float32")
+    dtype = getattr(torch, name)
+    if device.type == "cpu" and dtype != torch.float32:
+        times = slowness(dtype)
+        if times > 1.2:
+            say(f"note      this CPU computes {name} {times:.1f} times slower than float32")
+    return dtype
+
+
+def slowness(dtype):
+    """Time of a matrix product in a type over that in float32, on the CPU; takes some hundredths
+    of a second."""
+    def seconds(kind):
+        x, best = torch.ones(512, 512, dtype=kind), math.inf
+        for _ in range(4):
+            start = time.perf_counter()
+            x @ x
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    return seconds(dtype) / seconds(torch.float32)
+
+
+# ---------------------------------------------------------------------------------- weights files
+
+CACHE = Path("~/.cache/clip").expanduser()      # where OpenAI's own package puts its files
+TIMEOUT = 30                                    # seconds without a byte until a download is broken
+# SHA-256, file of OpenAI's; SHA-256, repository, revision of timm's; SHA-256, name of transformers'
+MODELS = {
+    "ViT-B/32": ("40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt",
+        "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",
+        "vit_base_patch32_clip_224.openai", "a6f597a30f7b82c51704746581f9a4e41421e878",
+        "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f", "base-patch32"),
+    "ViT-B/16": ("5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", "ViT-B-16.pt",
+        "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f",
+        "vit_base_patch16_clip_224.openai", "977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
+        "ec89c7b09c749a60aae3c9cd910516f24b58214a7df060b48962d14c469cfbf0", "base-patch16"),
+    "ViT-L/14": ("b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", "ViT-L-14.pt",
+        "9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e",
+        "vit_large_patch14_clip_224.openai", "18d0535469bb561bf468d76c1d73aa35156c922b",
+        "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb", "large-patch14"),
+    "ViT-L/14@336px": ("3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        "ViT-L-14-336px.pt", "fbc415c3d0d7b79faed8f5ccfb740c32b7c4f5ffe7283b851f89c6231c01a8e0",
+        "vit_large_patch14_clip_336.openai", "81e38efc4637de5023b10e75a7f9bd1c6fa6b010",
+        "c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801", "large-patch14-336"),
+}
+ADDRESSES = (   # asked in turn; the numbers are columns of MODELS, hub is HF_ENDPOINT
+    "https://openaipublic.azureedge.net/clip/models/{0}/{1}",
+    "{hub}/jinaai/clip-models/resolve/main/{1}",
+    "https://clip-as-service.s3.us-east-2.amazonaws.com/models/torch/{1}",
+    "{hub}/timm/{3}/resolve/{4}/open_clip_model.safetensors")
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+SAFE_TYPES = {"F16": torch.half, "BF16": torch.bfloat16, "F32": torch.float, "I64": torch.long}
+say = functools.cache(functools.partial(print, flush=True))             # once a process
 
 
 def find(name_or_path):
@@ -267,21 +437,246 @@ def find(name_or_path):
         raise ValueError(f"{name} is a ResNet; this companion covers the ViT models: "
                          + ", ".join(MODELS))
     if name in MODELS:
-        path = weight_files.download(*MODELS[name])
-    elif name == "tiny":
-        path = ASSETS / "tiny_clip.pt"
-    else:
-        path = Path(name)
+        return find_model(name)
+    path = ASSETS / "tiny_clip.pt" if name == "tiny" else Path(name)
     if not path.is_file():
         raise FileNotFoundError(f"no CLIP model or file {name!r}: give one of {', '.join(MODELS)}, "
                                 "tiny, or the path of a weights file")
     return path
 
 
+def find_model(name):
+    """A model's file, on this machine or else downloaded into CACHE; its SHA-256 decides."""
+    sha256, file, _, timm, *_, theirs = MODELS[name]
+    env, own, tried = os.environ.get, CACHE / file, []
+    home = env("HF_HOME") or (env("XDG_CACHE_HOME") or "~/.cache") + "/huggingface"
+    cache = Path(env("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    hub = (env("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    for path in (own, own.with_suffix(".safetensors"),
+                 *cache.glob(f"models--timm--{timm}/snapshots/*/open_clip_model.s*"),
+                 *cache.glob(f"models--openai--clip-vit-{theirs}/snapshots/*/*model.[bs]*")):
+        if path.is_file() and fingerprint(path) == sha256:
+            say(f"{name}: {path}")
+            return path
+    for address in ADDRESSES:
+        url = address.format(*MODELS[name], hub=hub)
+        path = own.with_suffix(Path(url).suffix)
+        try:
+            receive(url, path, sha256)
+            say(f"{name}: {url}, now {path}")
+            return path
+        except (OSError, http.client.HTTPException) as error:           # URLError is an OSError
+            tried.append(f"{url} ({shorten(str(getattr(error, 'reason', error)).strip(), 80)})")
+    raise FileNotFoundError(
+        f"{name} is neither in {CACHE} nor in {cache}, and could not be downloaded: "
+        f"{'; '.join(tried)}. Run again with a network, or put {file} from one of these into "
+        f"{CACHE}, or the last, renamed {own.stem}.safetensors")
+
+
+def receive(url, path, sha256):
+    """Fetch a file; of two processes at once one fetches. OSError where nothing right comes."""
+    part = Path(f"{path}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{path}.lock"):
+        if path.exists() and fingerprint(path) == sha256:
+            return                              # another process fetched it meanwhile
+        if path.exists():
+            raise OSError(f"the {path.name} there has a wrong SHA-256: delete it")
+        if not part.exists() or fingerprint(part) != sha256:            # else it lacks a name only
+            append(url, part)
+        if fingerprint(part) != sha256:
+            part.unlink()
+            raise OSError("came with a wrong SHA-256 and was deleted")
+        os.replace(part, path)
+
+
+def append(url, part):
+    """Write what is behind the bytes of `part` behind them; all where there are none. Where the
+    server does not go on there (a page of errors, say) they are not lost."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise OSError("HF_HUB_OFFLINE is set")
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, open(part, "ab") as out:
+        if have and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise OSError(f"does not go on behind {have} bytes; delete {part} to begin anew")
+        total = have + (answer.length or 0)
+        with tqdm.wrapattr(out, "write", total, initial=have, desc=part.stem) as bar:
+            shutil.copyfileobj(answer, bar)
+        if out.tell() < total:
+            raise OSError(f"ended after {out.tell()} of {total} bytes: run again for the rest")
+
+
 def fingerprint(name_or_path):
-    """SHA-256 of a weights file: a name or path may come to hold other weights."""
+    """SHA-256 of a weights file; for every known file of a model that of OpenAI's."""
     name = str(name_or_path)
-    return MODELS[name][0] if name in MODELS else weight_files.sha256(find(name))
+    sha256 = MODELS[name][0] if name in MODELS else file_sha256(find(name))
+    return next((row[0] for row in MODELS.values() if sha256 in row), sha256)
+
+
+def read_state_dict(path):
+    """Names and tensors of OpenAI's archive, of what torch.save wrote of a state dict, perhaps in
+    a wrapper, or of a safetensors file; no code in it is run."""
+    try:
+        with open(path, "rb") as file:
+            safe = file.read(9)[8:] == b"{"     # behind the length of the header
+        # both kinds of torch's are zip archives by now; only TorchScript's has this member
+        names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+        read = read_archive if any(n.endswith("/constants.pkl") for n in names) else read_tensors
+        state = (read_safetensors if safe else read)(path)
+    except Exception as error:                  # a damaged file raises any of half a dozen types
+        if isinstance(error, OSError | MemoryError) and getattr(error, "errno", 0) != errno.EINVAL:
+            raise                               # no fault of the file
+        if stranger := regex.search(r"Unsupported (global: GLOBAL (\S+)|operand 8\b)", str(error)):
+            raise ValueError(f"holds {stranger[2] or 'an ONNX model'}, not tensors alone: "
+                             "save the state_dict() of the PyTorch model and give that") from error
+        raise ValueError("not a weights file, or a truncated one; expected OpenAI's archive, a "
+                         "state dict or safetensors; download it again") from error
+    for _ in WRAPPERS:                          # one in another, but not for ever
+        names = [name for name in WRAPPERS if isinstance(state, dict) and name in state]
+        state = state[names[0]] if names else state
+    if not (isinstance(state, dict) and all(
+            isinstance(name, str) and torch.is_tensor(tensor) and not tensor.is_meta
+            for name, tensor in state.items())):
+        raise ValueError("holds no state dict (names and tensors); expected CLIP weights under "
+                         "OpenAI's or transformers' names")
+    return state
+
+
+def read_safetensors(path):
+    """{name: tensor} of a safetensors file: the length of a JSON header, the header, and the
+    numbers of one tensor behind those of another, each name once."""
+    left, at, tensors = os.stat(path).st_size - 8, 0, {}
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, 10 ** 8)), object_pairs_hook=list)
+        entries = [(name, dict(entry)) for name, entry in header if name != "__metadata__"]
+        for name, entry in sorted(entries, key=lambda item: item[1]["data_offsets"]):
+            (begin, end), dtype = entry["data_offsets"], SAFE_TYPES[entry["dtype"]]
+            size = math.prod(entry["shape"]) * dtype.itemsize
+            if name in tensors or begin != at or end - begin != size:
+                raise ValueError(f"{name} stands twice, or is not in its place, or of another size")
+            numbers = torch.frombuffer(bytearray(file.read(size)), dtype=dtype)
+            tensors[name], at = numbers.reshape(entry["shape"]), end
+    if length + at != left:
+        raise ValueError("it does not end with its last tensor")
+    return tensors
+
+
+def sound_zip(path):
+    """A zip archive whose members have their right checksums, and the size that the file has: torch
+    stores numbers plain, and a small file that unpacks to a large one would fill the memory."""
+    archive = zipfile.ZipFile(path)
+    if sum(member.file_size for member in archive.infolist()) > 2 * Path(path).stat().st_size:
+        raise ValueError("it is compressed")
+    if archive.testzip():
+        raise ValueError("a part of it has a wrong checksum")
+    return archive
+
+
+def read_archive(path):
+    """{name: tensor} of a TorchScript archive, in which torch.jit.load would run its code.
+
+    It is a zip: data.pkl holds the modules as a pickle, data/N the numbers of tensor N. A module
+    becomes a StandIn; a tensor's name is the path of attributes that leads to it.
+    """
+    archive = sound_zip(path)
+    pickled, = (name for name in archive.namelist() if name.count("/") == 1
+                and name.endswith("/data.pkl"))
+    folder = pickled.removesuffix("data.pkl") + "data/"
+    unpickler = ArchiveUnpickler(io.BytesIO(archive.read(pickled)))
+    unpickler.numbers = functools.cache(lambda key: bytearray(archive.read(folder + key)))
+    tensors, modules, seen = {}, [("", unpickler.load())], set()
+    while modules:
+        prefix, module = modules.pop()
+        for name, value in module.items() if id(module) not in seen else ():
+            if torch.is_tensor(value):
+                tensors[prefix + name] = value
+            elif isinstance(value, StandIn):
+                modules.append((prefix + name + ".", value))
+        seen.add(id(module))                    # it may be inside itself
+    return tensors
+
+
+class StandIn(dict):
+    """What an archive's object becomes, whatever its class: its attributes by name, no code."""
+    __setstate__ = dict.update
+
+    def __init__(self, *_):
+        pass
+
+
+class ArchiveUnpickler(pickle._Unpickler):
+    """Knows tensors; everything else is a StandIn. numbers(key): a storage.
+
+    pickle's form in Python: its memo can't be made to fill the memory. Tuples become lists, which
+    can't be keys: the hash of tuples that are nested, each twice in the next, takes for ever.
+    """
+    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch[pickle.TUPLE[0]] = dispatch[pickle.LIST[0]]
+    for n, opcode in enumerate((pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3), start=1):
+        dispatch[opcode[0]] = lambda self, n=n: self.stack.__setitem__(
+            slice(-n, None), [self.stack[-n:]])
+
+    def find_class(self, module, name):
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return self.tensor
+        storage = module == "torch" and name.endswith("Storage")                # HalfStorage
+        dtype = storage and getattr(torch, name.removesuffix("Storage").lower(), None)
+        return dtype if isinstance(dtype, torch.dtype) else StandIn
+
+    def persistent_load(self, storage):
+        _, dtype, key, *_ = storage
+        return torch.frombuffer(self.numbers(key), dtype=dtype)
+
+    @staticmethod
+    def tensor(numbers, offset, shape, strides, *_):
+        shape, strides = torch.Size(shape), torch.Size(strides)         # integers, or TypeError
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if min((offset, *shape, *strides)) < 0 or last >= len(numbers):
+            raise ValueError("a tensor is larger than its numbers")
+        return numbers.as_strided(shape, strides, offset)
+
+
+def read_tensors(path):
+    """What torch.save wrote, on the CPU; no code in it is run. Any of a dozen exceptions where the
+    file is damaged: torch does not compare the sums that it wrote, so a flipped bit would pass."""
+    if zipfile.is_zipfile(path):
+        sound_zip(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def as_bytes(content):
+    """What torch.save would write."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def tensors_sha256(tensors):
+    """SHA-256 over named tensors: names, types, shapes and bytes, in order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def file_sha256(path):
+    """Of a file's bytes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def shorten(text, most=120):
+    """What came from outside, on its way into an error line."""
+    return text if len(text) <= most else text[:most - 3] + "..."
 
 
 # ---------------------------------------------------------------------------------- the tokenizer
@@ -335,21 +730,23 @@ class Tokenizer:
         return [self.ids[part] for part in parts]
 
 
-_tokenizer = None
 LONGEST_TEXT = 32 * CONTEXT_LENGTH              # no token stands for more than 32 bytes
+
+
+@functools.cache                                # once a process: reading 48,894 merges takes time
+def tokenizer():
+    return Tokenizer()
 
 
 def prompt_ids(text):
     """text -> list of ids with start and end token; ValueError where it exceeds 77 tokens."""
-    global _tokenizer
     if len(text) > LONGEST_TEXT:                # before minutes go into its pairs
         raise ValueError(f"{len(text)} characters where CLIP takes {CONTEXT_LENGTH} tokens: "
-                         f"shorten {weight_files.shorten(text)!r}")
-    _tokenizer = _tokenizer or Tokenizer()      # once a process: reading 48,894 merges takes time
-    ids = [_tokenizer.start, *_tokenizer.encode(text), _tokenizer.end]
+                         f"shorten {shorten(text)!r}")
+    ids = [tokenizer().start, *tokenizer().encode(text), tokenizer().end]
     if len(ids) > CONTEXT_LENGTH:
         raise ValueError(f"{len(ids)} tokens where CLIP takes {CONTEXT_LENGTH}: shorten "
-                         f"{weight_files.shorten(text)!r}")
+                         f"{shorten(text)!r}")
     return ids
 
 
@@ -368,6 +765,9 @@ def tokenize(texts):
 def quick_gelu(x):
     """x * sigmoid(1.702 x) as silu(1.702 x) / 1.702: autograd keeps one tensor instead of two."""
     return F.silu(1.702 * x).div_(1.702)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 def attend(q, k, v, mask=None):

@@ -13,33 +13,61 @@ picks from the training list. Where CoOp's split file is present it replaces rea
     tau  min n_k / max n_k, Sec. 5          item   (picture name in the picture folder, label)
 
 The split files, class names, folder layout and few-shot draws are those of CoOp, which CoCoOp and
-MaPLe share. To add a dataset in class folders, add a row with `read_folders`.
+MaPLe share. To add a dataset in class folders, add a row to assets/datasets.csv and `read_folders`
+for it to READERS.
+
+From top to bottom: what a run trains on, pictures and batches, files, loading, readers, the paper's
+datasets, split files, a folder of one's own, what all scripts share, this one's command line.
 """
+import argparse
+import contextlib
+import csv
 import difflib
+import functools
 import hashlib
+import io
 import json
+import math
 import os
 import random
+import re
+import secrets
+import shutil
 import signal
 import sys
+import tempfile
+import unicodedata
+import warnings
 import zlib
 from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until exit_code takes it over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until run_script takes it over
 
 import torch
+import torchvision
 from PIL import Image, ImageOps
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from assets import datasets, files, splits, world
-from assets.datasets import ROWS
+import clip_model
+from assets import world  # a drawn dataset is data: nothing else of assets/ is imported
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jpe",
+           ".jfif", ".avif", ".jp2")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # open_picture counts
+HEIC = (".heic", ".heif")               # an iPhone's: PIL reads them with a plug-in only
+OF_A_RUN = ("result.json", "run.json", "split.json", "drawn.csv", "log.csv", "history.csv",
+            "prompts.pt", "state.pt")           # what train.py leaves in a run's folder
+SHARED = 500 << 20                      # bytes of shared memory that four workers may need
+OURS = ("runs", "features", "evaluation", "__MACOSX")
+PART = re.compile("(train|val|test)(ing|id|idation)?", re.IGNORECASE)
+NOT_UTF8 = re.compile("[\ud800-\udfff]")        # how Python shows the bytes of such a file name
 
 
 @dataclass
@@ -56,7 +84,7 @@ class Dataset:
     class_ids: list | None = None   # WordNet ids for the ImageNet family
     base_novel: bool = True         # whether classes are halved without being asked for
     own: bool = False               # a folder of one's own: its pictures are turned as their EXIF
-                                    # says (From CoOp: not), its counts are kept, see settled
+                                    # says (From CoOp: not), its counts are kept, see shots_and_tau
     crop_scale: tuple = (0.08, 1.0)                 # random crop in training; the world bears less
     notes: list = field(default_factory=list)       # to be known before trusting a result
 
@@ -73,10 +101,16 @@ class Dataset:
     def path(self, name):
         """Where a picture lies. No name leads out of the folder; a symbolic link inside it is its
         owner's choice, and CoOp's instructions for ImageNet make one."""
-        if files.escapes(name):
+        if escapes(name):
             raise ValueError(f"{self.name}: picture {name!r} must be a relative path inside "
                              f"{self.pictures}")
         return self.pictures / name
+
+    def sha256(self, name):
+        """Of a picture's bytes."""
+        if self.embedded:
+            return hashlib.sha256(self.pictures[name].tobytes()).hexdigest()
+        return clip_model.file_sha256(self.path(name))
 
     def open(self, name):
         """The picture in RGB: From CoOp, converted before any resizing, alpha dropped."""
@@ -103,41 +137,34 @@ def class_counts(num_classes, max_count=16, tau=1.0, shuffle_seed=None, total=No
     fall in label order; shuffle_seed deals them out at random. ValueError for tau outside (0, 1].
     total   not in the paper: so many images dealt evenly, the same number or one less a class
     """
-    if num_classes < 1 or max_count < 1:
-        raise ValueError("class_counts: expected at least 1 class and 1 image, "
-                         f"got {num_classes} and {max_count}")
+    K = num_classes
+    if K < 1 or max_count < 1:
+        raise ValueError(f"class_counts: expected at least 1 class and 1 image, got {K} and "
+                         f"{max_count}")
     if not 0 < tau <= 1:                                    # also refuses nan
         raise ValueError(f"tau = min n_k / max n_k must be above 0 and at most 1, got {tau}")
-    last = max(num_classes - 1, 1)
-    n = [max(1, int(max_count * tau ** (k / last))) for k in range(num_classes)]
-    if total is not None:
-        n = even_counts(num_classes, max_count, total)
+    if total is not None and not K <= total <= K * max_count:
+        raise ValueError(f"{K} classes of 1 to {max_count} images have {K} to {K * max_count} in "
+                         f"all, got {total}")
+    if total is None:
+        n = [max(1, int(max_count * tau ** (k / max(K - 1, 1)))) for k in range(K)]
+    else:
+        n = [total // K + (k < total % K) for k in range(K)]
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(n)
     return n
 
 
-def even_counts(num_classes, max_count, total):
-    """total images dealt evenly, the first classes get those left over; ValueError if it can't."""
-    if not num_classes <= total <= num_classes * max_count:
-        raise ValueError(f"--images: {num_classes} classes of 1 to {max_count} images have "
-                         f"{num_classes} to {num_classes * max_count}, got {total}")
-    each, over = divmod(total, num_classes)
-    return [each + (k < over) for k in range(num_classes)]
-
-
-def settled(name, shots, tau, total=None):
-    """(shots, tau) as they are asked for, None where they are not -> as they are taken: 16 and 1.
-
-    For a folder of one's own without either, or a total: (None, None), all its training pictures.
-    """
-    if name not in NAMES and (shots, tau, total) == (None, None, None):
+def shots_and_tau(name, shots, tau):
+    """As they are taken where they were not asked for (None): 16 and 1. A folder of one's own
+    without either keeps (None, None), which is all its training pictures."""
+    if name not in NAMES and (shots, tau) == (None, None):
         return None, None
     return 16 if shots is None else shots, 1.0 if tau is None else tau
 
 
-def tau_words(tau, sign="tau"):
-    return "the folder's own counts" if tau is None else f"{sign} = {tau:g}"
+def tau_words(tau):
+    return "the folder's own counts" if tau is None else f"tau = {tau:g}"
 
 
 def asked_counts(dataset, labels, shots, tau, shuffle_seed=None, total=None):
@@ -149,11 +176,11 @@ def asked_counts(dataset, labels, shots, tau, shuffle_seed=None, total=None):
     if tau is None:
         return [0] * len(labels)
     n = class_counts(len(labels), shots, tau, shuffle_seed, total)
-    if not dataset.own or shuffle_seed is not None:
-        return n
-    have = Counter(labels_of(dataset.train))
-    ranks = sorted(range(len(labels)), key=lambda k: -have[labels[k]])
-    return [n[rank] for rank in sorted(range(len(labels)), key=ranks.__getitem__)]
+    if dataset.own and shuffle_seed is None:
+        have = Counter(labels_of(dataset.train))
+        by_size = sorted(range(len(labels)), key=lambda k: -have[labels[k]])    # the head first
+        n = [count for _, count in sorted(zip(by_size, n, strict=True))]    # to the labels' order
+    return n
 
 
 def by_label(labels):
@@ -168,33 +195,22 @@ def labels_of(items):
     return [label for _, label in items]
 
 
-def draw(labels, shots, rng):
-    """From CoOp (Dassl): `shots` positions of each label, no repeats; all of a smaller class."""
+def few_shot(labels, shots, seed):
+    """Positions of `shots` images of each label, no repeats; all of a smaller class.
+
+    From CoOp (Dassl), draw for draw: random.sample sees only sizes and seed.
+    """
     if shots < 1:
         raise ValueError(f"shots must be at least 1, got {shots}")
-    groups = by_label(labels).values()
+    rng, groups = random.Random(seed), by_label(labels).values()
     drawn = [rng.sample(group, shots) if len(group) >= shots else group for group in groups]
     return [position for group in drawn for position in group]
-
-
-def few_shot(labels, shots, seed):
-    """Positions of the drawn images: exactly CoOp's, as random.sample sees only sizes and seed."""
-    return draw(labels, shots, random.Random(seed))
 
 
 def select(items, labels):
     """Only the items with these labels, relabelled 0, 1, ... in the order of `labels`."""
     new = {label: k for k, label in enumerate(labels)}
     return [(name, new[label]) for name, label in items if label in new]
-
-
-def cut_tests(dataset, n, seed):
-    """Leave at most n test items a class (None: all), drawn by seed; the split says so."""
-    if n:
-        rng, groups = random.Random(seed), by_label(labels_of(dataset.test))
-        kept = {i for group in groups.values() for i in rng.sample(group, min(n, len(group)))}
-        dataset.test = [item for i, item in enumerate(dataset.test) if i in kept]
-        dataset.split += f"; a subset, {n} test images a class"
 
 
 def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None, total=None):
@@ -213,37 +229,79 @@ def training_items(dataset, labels, shots, tau, seed, shuffle_seed=None, total=N
     return [items[i] for k, group in groups.items() for i in group[:n[k]]]
 
 
+def with_few_tests(dataset, n, seed):
+    """The same with at most n test items a class (None: all), drawn by seed; its split says so."""
+    if n is None:
+        return dataset
+    rng, groups = random.Random(seed), by_label(labels_of(dataset.test)).values()
+    kept = {i for group in groups for i in rng.sample(group, min(n, len(group)))}
+    return replace(dataset, test=[item for i, item in enumerate(dataset.test) if i in kept],
+                   split=f"{dataset.split}; a subset, {n} test images a class")
+
+
 # Pictures and batches -----------------------------------------------------------------------------
 
 def open_picture(path, exif):
-    """A picture file in RGB; exif: turned as its orientation tag says.
+    """A picture file in RGB; only FORMATS, which run nothing (PostScript would), whatever its name.
 
-    FileNotFoundError where there is none, ValueError for a file that is no picture.
+    exif    one's own: turned as its orientation tag says; a JPEG is decoded at 1/2, 1/4 or 1/8 of
+            its size where 1344 pixels remain. FileNotFoundError; ValueError for no picture.
     """
     try:
-        with Image.open(path) as image:
+        size = os.path.getsize(path)            # asked for before a pipe or a device is opened
+        if not (os.path.isfile(path) and 0 < size <= 2 ** 29):
+            raise ValueError(f"{size} bytes; 1 to {2 ** 29} in a plain file are read")
+        with Image.open(path, formats=FORMATS) as image:        # refuses 179 million pixels
+            w, h = image.size                                   # a strip, resized, fills the memory
+            if max(w, h) > 1000 * min(w, h) or exif and w * h > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{w} x {h} pixels: shrink it")
             if exif:
+                image.draft(None, (4 * 336, 4 * 336))           # the largest CLIP sees 336
                 image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):          # 16 bits: PIL would clip at 255, all white
-                image = image.point(lambda value: value * (1 / 257)).convert("L")
+            if image.mode == "F" or image.mode.startswith("I"):
+                image = in_8_bits(image)
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")       # same colours as the direct way, which warns
             return image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: picture not found") from None
     except Exception as problem:                    # PIL raises many kinds, struct.error among them
-        if is_heic(path):
-            raise ValueError(f"{path}: a HEIC picture; convert it to JPEG") from None
-        raise ValueError(f"{path}: not a readable picture ({problem})") from None
+        raise ValueError(f"{path}: not a readable picture ({problem}); expected JPEG or PNG (HEIC "
+                         "under any name: convert it to JPEG)") from None
 
 
-def is_heic(path):
-    """Whether a file is an iPhone's HEIC, whatever it is called: its first box says so."""
-    if not Path(path).is_file():
-        return False
-    with open(path, "rb") as file:
-        head = file.read(12)
-    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1")
+def in_8_bits(image):
+    """Grey of 16 bits in 8; PIL would clip it at 255. ValueError where nothing says what is white:
+    floats, more than 16 bits, and 12, which read as 16 would come out black."""
+    low, high = image.convert("F").getextrema()
+    if image.mode == "F" or low < 0 or high >= 2 ** 16 or 0 < high < 2 ** 12:
+        raise ValueError(f"grey from {low:g} to {high:g}, not of 16 bits: save it with 8")
+    return image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+
+
+def check_pictures(dataset, items, decode=True):
+    """Stop before training, not in its middle: all that is missing or unreadable in one ValueError.
+
+    decode=False only asks whether the files are there: enough for a published, large test list.
+    """
+    problems = []
+    for name in dict.fromkeys(name for name, _ in items) if decode else missing(dataset, items):
+        try:
+            dataset.open(name)
+        except (ValueError, FileNotFoundError) as problem:
+            problems.append(str(problem))
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{dataset.name}: {len(problems)} of {len(items)} pictures can't be used: "
+                         f"{'; '.join(problems[:5])}{more}")
+
+
+def missing(dataset, items):
+    """Names of pictures that are not on the disk."""
+    if dataset.embedded:
+        return []
+    return [name for name in dict.fromkeys(name for name, _ in items)
+            if not dataset.path(name).is_file()]
 
 
 def transform(resolution, train, crop_scale=(0.08, 1.0)):
@@ -295,7 +353,7 @@ def batches(dataset, items, resolution, device, batch_size=100):
     if not items:
         raise ValueError(f"{dataset.name}: none of the classes to evaluate has a test picture")
     view = transform(resolution, train=False)
-    return _loader(Pictures(dataset, items, view), device, batch_size=batch_size)
+    return loader(Pictures(dataset, items, view), device, batch_size=batch_size)
 
 
 def steps(num_items, batch_size):
@@ -318,7 +376,7 @@ def training_batches(dataset, items, resolution, device, batch_size, epochs, see
         for step in range(steps(len(items), batch_size)):
             chosen = order[step * batch_size:(step + 1) * batch_size]
             plan.append([(epoch, i) for i in chosen])
-    return _loader(TrainingPictures(dataset, items, view, seed), device, batch_sampler=plan[start:])
+    return loader(TrainingPictures(dataset, items, view, seed), device, batch_sampler=plan[start:])
 
 
 def mixed_seed(*numbers):
@@ -326,91 +384,117 @@ def mixed_seed(*numbers):
     return zlib.crc32(" ".join(map(str, numbers)).encode())
 
 
-def _loader(images, device, **options):
+def loader(images, device, **options):
     """With workers where decoding costs something: never for the embedded pictures."""
     gpu = torch.device(device).type == "cuda"
     workers = 0
     if not images.dataset.embedded and (gpu or len(images) > 100):      # a GPU must not wait
-        workers = min(4, os.cpu_count() or 1)
+        workers = min(4, os.cpu_count() or 1) * enough_shared_memory()
     return torch.utils.data.DataLoader(images, num_workers=workers, pin_memory=gpu,
                                        persistent_workers=workers > 0, **options)
 
 
-def missing(dataset, items):
-    """Names of pictures that are not on the disk."""
-    if dataset.embedded:
-        return []
-    return [name for name in dict.fromkeys(name for name, _ in items)
-            if not dataset.path(name).is_file()]
+def enough_shared_memory(folder="/dev/shm"):
+    """Whether workers can hand over their pictures. A Docker container has 64 MB for that, or none:
+    there the pictures are decoded by the process itself."""
+    if not sys.platform.startswith("linux"):
+        return True
+    free = shutil.disk_usage(folder).free if os.path.isdir(folder) else 0
+    if free < SHARED:
+        print(f"note      {free >> 20} MB of shared memory in {folder}: one process decodes the "
+              "pictures; docker run --shm-size=1g gives more")
+    return free >= SHARED
 
 
-def check_pictures(dataset, items, decode=True):
-    """Stop before training, not in its middle: all that is missing or unreadable in one ValueError.
+# Files, for all scripts --------------------------------------------------------------------
 
-    decode=False only asks whether the files are there: enough for a published, large test list.
+def escapes(path):
+    """True for a name that is not plainly inside its folder, or not in its one normal spelling.
+
+    That is: empty, absolute, with '..', './', '//', a drive, a backslash, or bytes not in UTF-8.
     """
-    problems = []
-    for name in dict.fromkeys(name for name, _ in items) if decode else missing(dataset, items):
-        try:
-            dataset.open(name)
-        except (ValueError, FileNotFoundError) as problem:
-            problems.append(str(problem))
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{dataset.name}: {len(problems)} of {len(items)} pictures can't be used: "
-                         f"{'; '.join(problems[:5])}{more}")
+    pure = PurePosixPath(path)
+    if str(pure) != path or pure.is_absolute() or not pure.parts or ".." in pure.parts:
+        return True
+    return bool(re.search(r"\\|\0|^[A-Za-z]:", path) or NOT_UTF8.search(path))
 
 
-# Division -----------------------------------------------------------------------------------------
+def read_lines(path):
+    """Its lines, stripped, without the empty ones. ValueError where it is not in UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected a text file in UTF-8") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
-def divide(parts, seed):
-    """CoOp's procedure for pictures that come undivided, over the order given, class by class.
 
-    "all": shuffle each class, 50 % train, 20 % val, the rest test. "trainval": shuffle, the first
-    20 % are val. Rounded by Python's round: halves go to the even number.
+def write(path, content):
+    """Write text or bytes to a new file beside, then rename it: it is there whole or not at all.
+
+    ValueError where path is there already and no plain file (a device, a folder); one line of
+    OSError where the disk is full or read-only. Nothing half-written stays.
     """
-    undivided = next((part for part in ("all", "trainval") if part in parts), None)
-    if undivided is None:
-        return parts
-    pool, rng = parts[undivided], random.Random(seed)
-    divided = {"train": [], "val": [], "test": list(parts.get("test", []))}
-    for positions in by_label(labels_of(pool)).values():
-        items = [pool[position] for position in positions]
-        rng.shuffle(items)
-        n, n_val = len(items), round(0.2 * len(items))
-        if undivided == "trainval":
-            divided["val"] += items[:n_val]
-            divided["train"] += items[n_val:]
-            continue
-        if n < 2:
-            raise ValueError(f"{items[0][0]} is the only picture of its class; expected one to "
-                             "train, one to test on")
-        n_train = round(0.5 * n)
-        n_val = min(n_val, n - n_train - 1)     # Open point: CoOp's rule leaves 3 no test picture
-        divided["train"] += items[:n_train]
-        divided["val"] += items[n_train:n_train + n_val]
-        divided["test"] += items[n_train + n_val:]
-    return divided
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: not a plain file, so it is not replaced; choose another name")
+    scratch = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    content = content if isinstance(content, bytes) else content.encode()
+    try:
+        with open(scratch, "xb") as file:               # a file that nobody else has, never a link
+            file.write(content)
+        os.replace(scratch, path)
+    except BaseException as problem:
+        if not isinstance(problem, FileExistsError):    # else it is somebody else's
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+        if not isinstance(problem, OSError):
+            raise
+        raise OSError(f"{path}: can't be written ({problem.strerror or problem}); make room or "
+                      "choose another place") from None
 
 
-def with_labels(parts, ids, where):
-    """[(picture, class id)] -> [(picture, label)]; ValueError for an id that `ids` has not."""
-    label_of = {key: label for label, key in enumerate(ids)}
-    source = "the class list" if "trainval" in parts else "train"
-    for part, items in parts.items():
-        for name, key in items:
-            if key not in label_of:
-                raise ValueError(f"{where}: {part} has {name} of class {key!r}, none of the "
-                                 f"{len(ids)} classes of {source}")
-    return {part: [(name, label_of[key]) for name, key in items] for part, items in parts.items()}
+def write_csv(path, rows):
+    """Rows of numbers and `defused` words as a CSV file, through `write`."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(defused, row) for row in rows)
+    write(path, text.getvalue())
+
+
+def defused(cell):
+    """A CSV's cell in one line, with a ' before what is a formula in a spreadsheet; never the same
+    of two pictures. Numbers stay."""
+    formula = re.match(r"'*([=@＝＋－＠]|[+-](?!(\d+\.?\d*(e[+-]?\d+)?|inf)$))", str(cell))
+    return cell if cell is None else "'" * bool(formula) + printable(str(cell))
+
+
+def printable(name):
+    """In one line: control characters and bytes that no UTF-8 has become \\n, \\x1b, \\udcff."""
+    return re.sub("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda c: ascii(c[0])[1:-1], name)
+
+
+def read_csv(path):
+    """A CSV file's rows as dictionaries."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check_output(option, path, endings=()):
+    """Refuse, before any work, a file that can't be written at `path`, or is one of a run's.
+
+    option   what the line begins with, as "--out"; endings: of the name, any where there are none
+    """
+    if endings and path.suffix.lower() not in endings:
+        raise ValueError(f"{option} {path}: expected a name that ends in {', '.join(endings)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{option} {path}: there is no folder {path.parent}: make it, or "
+                                "choose another")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{option} {path} is no plain file: choose another name")
+    if path.name in OF_A_RUN and (path.parent / "result.json").exists():
+        raise ValueError(f"{option} {path} is what a run left there: choose another name")
 
 
 # Loading ------------------------------------------------------------------------------------------
-
-def short_name(name):
-    """The name of a dataset, or of the folder that one is: what run folders are called by."""
-    return name if name in NAMES else Path(name).expanduser().resolve().name
-
 
 def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     """A Dataset by its name in NAMES, or from the path of a folder with a sub-folder a class.
@@ -422,7 +506,7 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
 
     FileNotFoundError says what to get and where to put it, ValueError what is wrong with it.
     """
-    name = str(name)
+    name, folder = str(name), Path(name).expanduser()
     if name in NAMES and classnames:
         raise ValueError(f"class names from a file are for a folder of one's own; {name} has its "
                          "own names")
@@ -432,10 +516,9 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
                        split="embedded, the same in every run", pictures=pictures,
                        crop_scale=(0.5, 1.0))
     if name in ROWS:
-        return load_row(name, Path(data_root).expanduser(), seed, fetch)
-    if Path(name).expanduser().is_dir():
-        from assets import photos  # which imports this module
-        return photos.load_folder(Path(name).expanduser(), seed, classnames)
+        return checked(load_row(name, Path(data_root).expanduser(), seed, fetch))
+    if folder.is_dir():
+        return checked(load_folder(folder, seed, classnames))
     if "/" in name or os.sep in name:
         raise FileNotFoundError(f"{name}: no such folder; expected one with a sub-folder of "
                                 "pictures for each class")
@@ -445,80 +528,19 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
                      f"{', '.join(NAMES)}")
 
 
-def load_row(name, root, seed, fetch):
-    """CoOp's split file where it is, else a split made here before, else what the reader finds."""
-    row, notes, class_ids = ROWS[name], [], None
-    folders = [root / folder for folder, _ in row.places]
-    official = datasets.first_file(row.split, [*folders, root])
-    if row.reader is None and not official:         # before anything large is fetched in vain
-        problem = f"{row.split} not found; no split can be made without it"
-        raise FileNotFoundError(datasets.how_to_get(name, root, problem))
-    if fetch and row.fetch and not datasets.picture_folder(row, root).is_dir():
-        datasets.download(name, root)
-    pictures = datasets.picture_folder(row, root)
-    own_name = f"split_made_here_{name}_seed{seed}.json"
-    made = None if official else datasets.first_file(own_name, folders)
-    if official or made:
-        classnames, parts, other = splits.read(official or made)
-        if other:
-            notes.append(f"{(official or made).name}: keys {', '.join(other)} ignored")
-    elif not pictures.is_dir():
-        raise FileNotFoundError(datasets.how_to_get(name, root, f"{pictures} not found"))
-    else:
-        ids, found = read_row(name, root, folders, pictures, notes)
-        parts = divide(found, seed)
-        classnames = [row.rename(key) for key in ids]
-        if row.wordnet:
-            names_file = datasets.first_file("classnames.txt", folders)
-            class_ids, classnames = datasets.imagenet_names(ids, names_file, notes)
-        if parts is not found:
-            made = next(folder for folder in folders if folder.is_dir()) / own_name
-            splits.save(made, classnames, parts)
-    if row.split and not official:
-        notes.append(f"no {row.split} in {folders[0]}: results are not comparable with the "
-                     f"papers'; it is on Google Drive, id {row.drive}")
-    if len(classnames) != row.classes:
-        notes.append(f"{row.classes} classes in the papers, {len(classnames)} here")
-    split, is_official = name_split(row, own_name if made else "", parts["train"])
-    return check(Dataset(name, classnames, row.template, **parts, split=split, pictures=pictures,
-                         official_split=is_official, class_ids=class_ids,
-                         base_novel=row.base_novel, notes=notes))
-
-
-def read_row(name, root, folders, pictures, notes):
-    """-> (ids, parts with labels) by the row's reader, whose lists lie beside the pictures."""
-    def need(file):
-        found = datasets.first_file(file, [*folders, pictures])
-        if not found:
-            raise FileNotFoundError(datasets.how_to_get(name, root, f"{file} not found"))
-        return found
-
-    ids, parts = ROWS[name].reader(pictures, need, notes, ROWS[name].skip)
-    return ids, with_labels(parts, ids, pictures)
-
-
-def name_split(row, made, train):
-    """-> (the split in words, whether it is the one of the papers). CoOp also saves private splits
-    under the published name: their beginning tells, where the row knows it."""
-    if made:
-        return f"made here: {made} (not CoOp's)", False
-    if not row.split:
-        return "the lists and folders as published", True
-    words, first = f"CoOp's {row.split}", train[0][0]
-    if row.first and first != row.first:
-        return (f"{words} (begins with {first}, the published file with {row.first}: a private "
-                "split?)"), False
-    return words, True
-
-
-def check(dataset):
+def checked(dataset):
     """Names can be read, every class can be trained; what can't be tested or told apart is said."""
     names = dataset.classnames
+    if dataset.own and len(names) == 1:
+        raise ValueError(f"{dataset.pictures}: one class only, {names[0]}; expected a folder for "
+                         "each: if they lie in that, name it instead; a CSV of labels is not read")
     for label, name in enumerate(names):
-        if datasets.unreadable(name):
+        if unreadable(name):
             raise ValueError(f"{dataset.name}: class {label} is named {name!r}, which is empty or "
                              "can't be seen; give it a name")
-    twice = [name for name, n in Counter(names).items() if n > 1]
+    tokens = [tuple(clip_model.prompt_ids(name.replace("_", " "))) for name in names]
+    twice = [" = ".join(dict.fromkeys(names[label] for label in labels))
+             for labels in by_label(tokens).values() if len(labels) > 1]
     if twice and not dataset.class_ids:             # ImageNet's own list has two such pairs
         dataset.notes.append(f"{len(twice)} class names stand for several classes, which their "
                              f"prompts can't tell apart: {', '.join(twice[:3])}")
@@ -533,13 +555,639 @@ def check(dataset):
     return dataset
 
 
+def load_row(name, root, seed, fetch):
+    """CoOp's split file where it is, else what the row's reader finds, divided where it is not."""
+    row, notes, class_ids = ROWS[name], [], None
+    folders = [root / folder for folder, _ in row.places]
+    official = first_file(row.split, [*folders, root])
+    if name not in READERS and not official:         # before anything large is fetched in vain
+        problem = f"{row.split} not found; no split can be made without it"
+        raise FileNotFoundError(how_to_get(name, root, problem))
+    if fetch and row.fetch and not picture_folder(row, root).is_dir():
+        download(name, root)
+    pictures = picture_folder(row, root)
+    if official:
+        classnames, parts, other = read_split(official)
+        if other:
+            notes.append(f"{official.name}: keys {', '.join(other)} ignored")
+        split, is_official = name_split(row, parts["train"])
+    elif not pictures.is_dir():
+        raise FileNotFoundError(how_to_get(name, root, f"{pictures} not found"))
+    else:
+        ids, found = read_row(name, root, folders, pictures, notes)
+        rename = RENAMED.get(name, str)
+        parts, classnames = divide(found, seed), [rename(key) for key in ids]
+        split, is_official = "the lists and folders as published", True
+        if parts is not found:
+            split, is_official = f"made here by CoOp's rule, seed {seed} (not CoOp's)", False
+        if row.wordnet:
+            names_file = first_file("classnames.txt", folders)
+            class_ids, classnames = imagenet_names(ids, names_file, notes)
+    if row.split and not official:
+        notes.append(f"no {row.split} in {folders[0]}: results are not comparable with the "
+                     f"papers'; it is at https://drive.google.com/file/d/{row.drive}")
+    if len(classnames) != row.classes:
+        notes.append(f"{row.classes} classes in the papers, {len(classnames)} here")
+    return Dataset(name, classnames, row.template, **parts, split=split, pictures=pictures,
+                   official_split=is_official, class_ids=class_ids,
+                   base_novel=READERS.get(name) is not read_variant, notes=notes)
+
+
+def read_row(name, root, folders, pictures, notes):
+    """-> (ids, parts with labels) by the row's reader, whose lists lie beside the pictures."""
+    def need(file):
+        found = first_file(file, [*folders, pictures])
+        if not found:
+            raise FileNotFoundError(how_to_get(name, root, f"{file} not found"))
+        return found
+
+    ids, parts = READERS[name](pictures, need, notes, ROWS[name].skip)
+    return ids, with_labels(parts, ids, pictures)
+
+
+def name_split(row, train):
+    """-> (a split file in words, whether it is the one of the papers). CoOp also saves private
+    splits under the published name: their beginning tells, where the row knows it."""
+    words, first = f"CoOp's {row.split}", train[0][0]
+    if row.first in ("", first):
+        return words, True
+    return (f"{words} (begins with {first}, the published file with {row.first}: a private "
+            "split?)"), False
+
+
+def with_labels(parts, ids, where):
+    """[(picture, class id)] -> [(picture, label)]; ValueError for an id that `ids` has not."""
+    label_of = {key: label for label, key in enumerate(ids)}
+    source = "the class list" if "trainval" in parts else "train"
+    for part, items in parts.items():
+        for name, key in items:
+            if key not in label_of:
+                raise ValueError(f"{where}: {part} has {name} of class {key!r}, none of the "
+                                 f"{len(ids)} classes of {source}")
+    return {part: [(name, label_of[key]) for name, key in items] for part, items in parts.items()}
+
+
+def divide(parts, seed, train=0.5, val=0.2):
+    """Train, val and test of pictures that come undivided, over the order given, class by class.
+
+    From CoOp: "all" is shuffled, 50 % train, 20 % val, the rest test; of "trainval" the first 20 %
+    are val. Rounded by Python's round: halves go to the even number. One picture of a class tests.
+    """
+    undivided = next((part for part in ("all", "trainval") if part in parts), None)
+    if undivided is None:
+        return parts
+    rng, divided = random.Random(seed), {"train": [], "val": [], "test": [*parts.get("test", [])]}
+    for positions in by_label(labels_of(parts[undivided])).values():
+        items = [parts[undivided][position] for position in positions]
+        rng.shuffle(items)
+        n, n_val = len(items), round(val * len(items))
+        if undivided == "trainval":
+            divided["val"] += items[:n_val]
+            divided["train"] += items[n_val:]
+            continue
+        if n < 2:
+            raise ValueError(f"{items[0][0]} is the only picture of its class; expected one to "
+                             "train, one to test on: add another, or take its folder out")
+        n_train = round(train * n)
+        n_val = min(n_val, n - n_train - 1)     # Open point: CoOp's rule leaves 3 no test picture
+        divided["train"] += items[:n_train]
+        divided["val"] += items[n_train:n_train + n_val]
+        divided["test"] += items[n_train + n_val:]
+    return divided
+
+
+# Readers: what lies on disk, each class by its id (a folder name, a line of a list) ---------------
+# A reader gets the picture folder, `need` (finds a list by name), the notes, and what to skip. It
+# returns (ids in label order, parts); parts holds lists of (picture name, id) under "all" or
+# "trainval" where `divide` has work to do, else under train, val and test.
+
+def class_folders(folder, prefix, skip, notes):
+    """A sub-folder, and all below, for each class -> {folder name: sorted picture names}, in order.
+
+    From CoOp, but sorted: its listings come in directory order, so its draws differ by machine.
+    """
+    classes, stray, empty, ours, deep = {}, [], [], [], []
+    for entry in sorted(os.scandir(folder), key=lambda entry: one_spelling(entry.name)):
+        if entry.name.startswith(".") or entry.name in skip:
+            continue
+        if not entry.is_dir():
+            stray.append(entry.name)
+            continue
+        files, runs = files_of_class(entry)
+        names = [name for name in files if name.lower().endswith(ENDINGS)]
+        if (entry.name in OURS) + bool(runs) + (not names) > 1:     # 2 of 3 signs: not a class
+            ours.append(entry.name)
+            continue
+        ours += runs
+        stray += [name for name in files if not name.lower().endswith(ENDINGS)]
+        deep += [name for name in names if name.count("/") > 1]
+        empty += [] if names else [entry.path]
+        for odd in filter(NOT_UTF8.search, [entry.name, *names]):
+            raise ValueError(f"{str(folder)!r}: the name {odd!r} is not in UTF-8; rename it")
+        classes.setdefault(one_spelling(entry.name), []).extend(prefix + name for name in names)
+    if empty:
+        raise ValueError(f"{', '.join(empty)}: class folder without a picture ({' '.join(ENDINGS)})"
+                         "; fill it (HEIC: convert to JPEG) or remove it")
+    if not classes:
+        raise ValueError(f"{folder}: expected one sub-folder for each class, found {len(stray)} "
+                         "loose files; make class folders (for ImageNet's val/: val/<wnid>/)")
+    heic = sum(name.lower().endswith(HEIC) for name in stray)
+    convert = f"; {heic} of them HEIC: convert to JPEG to use them" * (heic > 0)
+    notes += [printable(f"{len(found)} {words}, first {found[0]}") for found, words in (
+        (stray, f"files that are not read as pictures ignored{convert}"),
+        (ours, "folders of a run's or a zip's own files passed over"),
+        (deep, "pictures in folders below the classes' count for these")) if found]
+    return classes
+
+
+def files_of_class(entry):
+    """-> (sorted "class/..." of all files in its folder and below; folders of runs, left out)."""
+    files, runs = [], []
+    os.scandir(entry.path).close()              # PermissionError, where os.walk would say nothing
+    for place, folders, names in os.walk(entry.path):
+        below = entry.name + place[len(entry.path):].replace(os.sep, "/")
+        run = {"run.json", "result.json"} & {*names}
+        runs += [below] if run else []
+        folders[:] = [name for name in folders if not (run or name.startswith("."))]
+        files += [f"{below}/{name}" for name in names if not (run or name.startswith("."))]
+    return sorted(files), runs
+
+
+def one_spelling(name):
+    return unicodedata.normalize("NFC", name)       # accents are stored in two ways, by system
+
+
+def items_of(classes):
+    return [(name, key) for key, names in classes.items() for name in names]
+
+
+def read_folders(pictures, need, notes, skip=()):
+    """Class folders undivided (Caltech101, Food101, DTD, EuroSAT), or the same under train/ and
+    test/ and, if there, val/ (names of PART), which serves for testing where test/ is absent."""
+    folders = sorted(entry.name for entry in os.scandir(pictures) if entry.is_dir())
+    have = {name: PART.fullmatch(name)[1].lower() for name in folders if PART.fullmatch(name)}
+    others = [name for name in folders if name not in have and not name.startswith(".")]
+    if not have or others and len(have) == 1 and any(           # one class is called train
+            file.lower().endswith(ENDINGS) for file in os.listdir(pictures / min(have))):
+        classes = class_folders(pictures, "", skip, notes)
+        return list(classes), {"all": items_of(classes)}
+    if "train" not in have.values() or not 1 < len({*have.values()}) == len(have):
+        raise ValueError(f"{pictures}: {'/, '.join(have)}/ without test/ (or val/), without train/ "
+                         "or with one twice; expected both, or the class folders alone")
+    notes += [f"{', '.join(others)} beside {', '.join(have)} not read"] if others else []
+    parts = {"val": []} | {kind: items_of(class_folders(pictures / name, f"{name}/", skip, notes))
+                           for name, kind in have.items()}
+    if "test" not in parts:
+        parts["test"], parts["val"] = parts["val"], []
+        notes.append("no test/: val/ is used for testing")
+    return list(dict.fromkeys(key for _, key in parts["train"])), parts
+
+
+def read_imagenet(pictures, need, notes, skip=()):
+    """Class folders under train/ and val/; the published val is the test list."""
+    for part in ("train", "val"):
+        if not (pictures / part).is_dir():
+            raise FileNotFoundError(f"{pictures / part}: folder not found; expected train/<wnid>/ "
+                                    "and val/<wnid>/")
+    train, val = (class_folders(pictures / part, part + "/", (), notes)
+                  for part in ("train", "val"))
+    return list(train), {"train": items_of(train), "val": items_of(val), "test": items_of(val)}
+
+
+def read_variant(pictures, need, notes, skip=()):
+    """Class folders, one list as both train and test; ImageNetV2's folders are label numbers."""
+    classes = class_folders(pictures, "", skip, notes)
+    numbered = all(key.isdecimal() for key in classes)
+    ids = sorted(classes, key=int) if numbered else list(classes)
+    return ids, {"train": items_of(classes), "val": [], "test": items_of(classes)}
+
+
+def read_pets(pictures, need, notes, skip=()):
+    """annotations/trainval.txt and test.txt: `Abyssinian_100 1 1 1`, name and label from 1."""
+    parts, numbers = {}, {}
+    for part in ("trainval", "test"):
+        path = need(f"annotations/{part}.txt")
+        parts[part] = []
+        for columns in (line.split() for line in read_lines(path) if not line.startswith("#")):
+            if len(columns) < 2 or not columns[1].isdecimal():
+                raise ValueError(f"{path}: expected `name label species breed` in each line, "
+                                 f"got {' '.join(columns)!r}")
+            breed = columns[0].rpartition("_")[0]
+            numbers[breed] = int(columns[1])
+            parts[part].append((columns[0] + ".jpg", breed))
+    return sorted(numbers, key=numbers.get), parts
+
+
+def read_sun(pictures, need, notes, skip=()):
+    """ClassName.txt and partition 01: `/a/abbey/sun_xxx.jpg`, the class is the folder."""
+    ids, trainval, test = ([line.lstrip("/") for line in read_lines(need(f"{file}.txt"))]
+                           for file in ("ClassName", "Training_01", "Testing_01"))
+    return ids, {part: [(line, line.rpartition("/")[0]) for line in lines]
+                 for part, lines in (("trainval", trainval), ("test", test))}
+
+
+def read_ucf(pictures, need, notes, skip=()):
+    """classInd.txt (`1 YoYo`) and split 01 (`YoYo/v_xxx.avi 1`); one frame of each clip is used."""
+    parts = {}
+    for part, name in (("trainval", "trainlist01.txt"), ("test", "testlist01.txt")):
+        lines = read_lines(need(f"ucfTrainTestlist/{name}"))
+        clips = [line.split()[0].partition("/") for line in lines]
+        parts[part] = [(f"{camel_to_words(action)}/{clip.removesuffix('.avi')}.jpg", action)
+                       for action, _, clip in clips]
+    return [line.split()[-1] for line in read_lines(need("ucfTrainTestlist/classInd.txt"))], parts
+
+
+def read_aircraft(pictures, need, notes, skip=()):
+    """variants.txt and the official lists: `0034309 707-320`; nothing is left to divide."""
+    parts = {}
+    for part in ("train", "val", "test"):
+        pairs = [line.partition(" ") for line in read_lines(need(f"images_variant_{part}.txt"))]
+        parts[part] = [(number + ".jpg", variant) for number, _, variant in pairs]
+    return read_lines(need("variants.txt")), parts
+
+
+def unreadable(name):
+    """True for a class name with bytes that no UTF-8 has, or with no character that is seen."""
+    unseen = ("Cc", "Cf", "Zs", "Zl", "Zp")         # control, format, spaces
+    return bool(NOT_UTF8.search(name)) or all(unicodedata.category(c) in unseen for c in name)
+
+
+# The paper's datasets: facts from CoOp in assets/datasets.csv; here how each is read and named ----
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    classes: int                    # K in the papers
+    places: list                    # [folder, pictures in it]: CoOp's first, others as they unpack
+    torchvision: str                # the folder that torchvision makes
+    template: str
+    split: str                      # CoOp's split file, in the folder of `places`, and its Google
+    drive: str                      # Drive id; its first training picture tells it from a private
+    first: str                      # split of that name
+    skip: list                      # what lies among the class folders and is none
+    fetch: str                      # the torchvision class that downloads it
+    source: str                     # what to get where nothing can fetch it
+
+    @property
+    def wordnet(self):
+        """ImageNet family: classes are WordNet ids."""
+        return self.name.startswith("imagenet")
+
+
+def read_table():
+    """{name: Row} in the order of Table 1, then Table 4's targets."""
+    rows = {}
+    for cells in read_csv(clip_model.ASSETS / "datasets.csv"):
+        cells |= {"classes": int(cells["classes"]), "skip": cells["skip"].split("; "),
+                  "places": [place.split(":") for place in cells["places"].split("; ")]}
+        rows[cells["name"]] = Row(**cells)
+    return rows
+
+
+def camel_to_words(action):
+    return "_".join(re.findall("[A-Z][^A-Z]*", action))     # ApplyEyeMakeup -> Apply_Eye_Makeup
+
+
+def sun_name(place):
+    return " ".join(reversed(place.split("/")[1:]))         # a/apse/indoor -> indoor apse
+
+
+ROWS = read_table()
 ALL = list(ROWS)[:11]               # Table 1; the other four are the targets of Table 4
 NAMES = [*world.DATASETS, *ROWS]
+READERS = {                         # the lists of the others are .mat files: CoOp's split is needed
+    "imagenet": read_imagenet, "oxford_pets": read_pets, "fgvc_aircraft": read_aircraft,
+    "sun397": read_sun, "ucf101": read_ucf,
+    **dict.fromkeys(("caltech101", "food101", "dtd", "eurosat"), read_folders),
+    **dict.fromkeys(("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"), read_variant)}
+CALTECH = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard",
+           "Motorbikes": "motorbike"}
+EUROSAT = {
+    "AnnualCrop": "Annual Crop Land", "Forest": "Forest",
+    "HerbaceousVegetation": "Herbaceous Vegetation Land", "Highway": "Highway or Road",
+    "Industrial": "Industrial Buildings", "Pasture": "Pasture Land",
+    "PermanentCrop": "Permanent Crop Land", "Residential": "Residential Buildings",
+    "River": "River", "SeaLake": "Sea or Lake"}
+RENAMED = {                         # class id -> class name, where they differ
+    "caltech101": lambda key: CALTECH.get(key, key), "eurosat": lambda key: EUROSAT.get(key, key),
+    "oxford_pets": str.lower, "sun397": sun_name, "ucf101": camel_to_words}
+
+
+def first_file(name, folders):
+    return next((folder / name for folder in folders if name and (folder / name).is_file()), None)
+
+
+def picture_folder(row, root):
+    """The first layout that is there; where none is, CoOp's.
+
+    ImageNet's torchvision layout is its parent folder, which must show its train/ to be taken.
+    """
+    for folder, pictures in row.places:
+        place = root / folder / pictures
+        if place.is_dir() and (pictures or not row.wordnet or (place / "train").is_dir()):
+            return place
+    return root.joinpath(*row.places[0])
+
+
+MIRROR = "https://huggingface.co/zhengli97/prompt_learning_dataset"
+
+
+def how_to_get(name, root, problem):
+    """What is missing, and the ways to it: to the pictures, and to CoOp's split file."""
+    row, ways = ROWS[name], []
+    if row.fetch and "fetch" not in problem:
+        ways.append(f"python data.py {name} --fetch")
+    ways.append(row.source)
+    if name != "imagenet":          # the pictures' own terms hold there too
+        ways.append(f"its zip at {MIRROR}")
+    words = [f"{name}: {problem}. Pictures into {root.joinpath(*row.places[0])}: "
+             + ", or ".join(ways)]
+    if row.split:
+        words.append(f"{row.split} into {root / row.places[0][0]}: from that zip, or "
+                     f"https://drive.google.com/file/d/{row.drive}")
+    return ". ".join(words)
+
+
+def download(name, root):
+    """Let torchvision fetch a dataset, then move it to CoOp's layout: nothing unfinished ever
+    stands in its place. FileNotFoundError where that fails; no new empty folder is left."""
+    row = ROWS[name]
+    target, made = root / row.places[0][0], row.torchvision
+    new = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".fetching-") as scratch:
+            with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(ImportError):
+                # Flowers102 wants scipy at the end, for lists that CoOp's split replaces
+                getattr(torchvision.datasets, row.fetch)(scratch, download=True)
+            target.mkdir(parents=True, exist_ok=True)
+            for entry in (Path(scratch) / made).iterdir():
+                archive = entry.suffix in (".zip", ".gz", ".tgz")
+                if not archive and not (target / entry.name).exists():
+                    os.replace(entry, target / entry.name)
+    except Exception as problem:                    # URLError, a wrong sum, a full disk, ...
+        problem = f"torchvision could not fetch it ({problem})"
+        raise FileNotFoundError(how_to_get(name, root, problem)) from None
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):      # not empty: it holds the data
+                folder.rmdir()
+
+
+def imagenet_names(ids, path, notes):
+    """-> (WordNet ids, names) of folders named by WordNet id or, in ImageNetV2, by line number.
+
+    path is CoOp's classnames.txt, `n01440764 tench`; without it the asset serves, the names that
+    CLIP's authors chose.
+    """
+    asset = Path(__file__).parent / "assets" / "imagenet.tsv"
+    ours, names = dict(line.split(maxsplit=1) for line in read_lines(asset)), {}
+    for line in read_lines(path) if path else []:
+        wnid, name, *_ = *line.split(maxsplit=1), ""
+        if not name or wnid in names:
+            raise ValueError(f"{path}: expected a new WordNet id and a name in each line, "
+                             f"got {line!r}")
+        names[wnid] = name
+    other = [wnid for wnid in names if names[wnid] != ours.get(wnid)]
+    if other:
+        notes.append(f"{path} departs from CLIP's names in {len(other)} lines, first {other[0]} "
+                     f"{names[other[0]]!r}")
+    names = names or ours
+    if all(key.isdecimal() for key in ids):
+        if int(ids[-1]) >= len(names):
+            raise ValueError(f"class folder {ids[-1]}: there are only {len(names)} class names, "
+                             "numbered from 0")
+        ids = [list(names)[int(key)] for key in ids]
+    unknown = next((wnid for wnid in ids if wnid not in names), None)
+    if unknown:
+        raise ValueError(f"class folder {unknown}: {path or 'assets/imagenet.tsv'} has no name "
+                         "for it")
+    return ids, [names[wnid] for wnid in ids]
+
+
+# Split files in CoOp's form: lists train, val and test of [picture, label, class name] ------------
+
+def read_split(path):
+    """A split file -> (class names in label order, {"train": items, "val": ..., "test": ...}, its
+    other keys, which are ignored).
+
+    ValueError for anything wrong, with list and position of what is at fault.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as problem:
+        raise ValueError(f"{path}: not a JSON file ({problem})") from None
+    names, seen, parts = {}, set(), {"train": [], "val": [], "test": []}
+    if not isinstance(content, dict) or not all(isinstance(content.get(p), list) for p in parts):
+        raise ValueError(f"{path}: expected an object with the lists train, val and test")
+    for part, items in parts.items():
+        for i, entry in enumerate(content[part]):
+            if not fits(entry, names, seen):
+                raise ValueError(f"{path.name}: {part}[{i}] {str(entry)[:120]}: expected [picture, "
+                                 "label, class name]: a relative path with '/' inside the picture "
+                                 "folder that stands nowhere else, a label from 0, its one name")
+            seen.add(entry[0])
+            names[entry[1]] = entry[2]
+            items.append((entry[0], entry[1]))
+    trained = set(labels_of(parts["train"]))
+    lacking = [label for label in range(max(names, default=0) + 1) if label not in trained]
+    if lacking:
+        raise ValueError(f"{path}: no entry of train has label {lacking[0]}; labels run from 0 "
+                         "without a gap, each with a training picture")
+    return [names[k] for k in sorted(names)], parts, sorted(content.keys() - parts.keys())
+
+
+def fits(entry, names, seen):
+    """Whether it is a [picture, label, class name] beside the names and pictures before it."""
+    if not isinstance(entry, list) or [type(value) for value in entry] != [str, int, str]:
+        return False
+    picture, label, name = entry
+    return not (escapes(picture) or picture in seen or label < 0 or unreadable(name)
+                or names.get(label, name) != name)
+
+
+def split_text(dataset):
+    """A dataset's division as the content of a split file."""
+    return json.dumps({part: [[name, label, dataset.classnames[label]]
+                              for name, label in getattr(dataset, part)]
+                       for part in ("train", "val", "test")}, indent=4)
+
+
+# A folder of one's own ----------------------------------------------------------------------------
+
+def load_folder(folder, seed, names_file):
+    """A sub-folder a class, or these under train/, test/ and maybe val/.
+
+    60 % of a class train, the rest test: CoOp's 20 % for validation would lie idle, since nothing
+    is chosen by validation.
+    """
+    place, notes = folder.resolve(), []
+    if NOT_UTF8.search(str(place)):
+        raise ValueError(f"the folder name {str(place)!r} is not in UTF-8; rename it")
+    ids, found = read_folders(folder, None, notes)
+    sizes = Counter(labels_of(found.get("all", [])))
+    alone = [name for name, key in found.get("all", []) if sizes[key] == 1]
+    if alone:
+        raise ValueError(f"{len(alone)} classes have one picture only, {', '.join(alone)}; add "
+                         "another to each, to train and test on, or take the folders out")
+    parts = divide(with_labels(found, ids, folder), seed, train=0.6, val=0.0)
+    split = f"made here: 60/40 % of each class's sorted pictures, shuffled with seed {seed}"
+    if "all" not in found:
+        have = sorted({name.split("/")[0] + "/" for items in parts.values() for name, _ in items})
+        split = f"the folder's own {' and '.join(have)}"
+    classnames = names_from_file(Path(names_file), ids, notes) if names_file else ids
+    return own_dataset(place.name, classnames, parts, split, folder, notes)
+
+
+def own_dataset(name, classnames, parts, split, folder, notes=()):
+    return Dataset(name, classnames, "a photo of a {}.", **parts, split=split, official_split=False,
+                   pictures=folder, base_novel=False, own=True, notes=list(notes))
+
+
+def names_from_file(path, ids, notes):
+    """Lines `folder<TAB>name`, or with a space, semicolon or comma; or names alone, in the folders'
+    order, where no other can be meant: 1, 10, 2 may be 1, 2, 10 too."""
+    lines = [one_spelling(line) for line in read_lines(path)]
+    for mark, around in ((" ", " "), (";", ' "'), (",", ' "'), ("\t", " ")):
+        pairs = [line.partition(mark) for line in lines]
+        names = {key.strip(around): name.strip(around) for key, _, name in pairs}
+        if len(lines) == len(ids) and sorted(names) == sorted(ids):
+            return [names[key] for key in ids] if any(names.values()) else ids
+    beside = ", ".join(map(" = ".join, zip(ids, lines)))  # noqa: B905
+    first = {re.split("[ ;,\t]", line)[0] for line in lines}
+    plain = not first & {*ids} and "\t" not in beside and ids == sorted(ids, key=lambda key: re.sub(
+        r"\d+", lambda digits: digits[0].zfill(9), unicodedata.normalize("NFD", key).casefold()))
+    if plain and len(lines) == len(ids):
+        notes.append(f"class names in the folders' order: {beside[:200]}")
+        return lines
+    odd = min({*names} ^ {*ids}, default="a folder twice")
+    raise ValueError(f"{path}: expected a line `folder<TAB>name` for each of {len(ids)} class "
+                     f"folders, got {len(lines)} lines; does not fit: {odd}; in order {beside}?")
+
+
+def load_kept(split_file, folder):
+    """A folder as a run had it: new photos in it, or another seed, change nothing.
+
+    FileNotFoundError where the folder is gone, ValueError for a split that is none or leads out.
+    """
+    classnames, parts, _ = read_split(split_file)
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder, from where {split_file.parent} had its "
+                                "photos; if it has moved, add --data-root FOLDER")
+    kept = {name for items in parts.values() for name, _ in items}
+    new = [photo for photo in files_below(folder) if photo.suffix.lower() in ENDINGS
+           and photo.relative_to(folder).as_posix() not in kept]
+    notes = []
+    if new:
+        notes = [f"{len(new)} photos in {folder} are not in the run's {split_file.name} and are "
+                 f"ignored, first {new[0].relative_to(folder)}; train anew to use them"]
+    return own_dataset(folder.name, classnames, parts, f"as kept in the run's {split_file.name}",
+                       folder, notes)
+
+
+def files_below(path):
+    """All files in a folder and the folders below, in order of names, without hidden ones."""
+    return sorted(found for found in Path(path).rglob("*") if found.is_file()
+                  and not any(part.startswith(".") for part in found.relative_to(path).parts))
+
+
+def twins(dataset, items):
+    """Pictures with the same bytes: [(test picture, training picture)], and [(training picture,
+    another)] of two classes; items are those that train."""
+    names = {name for name, _ in items + dataset.test}
+    size = {name: dataset.path(name).stat().st_size for name in names}
+    alike = Counter(size.values())
+
+    @functools.cache
+    def content(name):                                  # only equal sizes need be read
+        return alike[size[name]] > 1 and clip_model.file_sha256(dataset.path(name)) or name
+
+    first, torn = {}, []
+    for name, label in items:
+        other, its = first.setdefault(content(name), (name, label))
+        torn += [(other, name)] if its != label else []
+    tested = [(name, first[content(name)][0]) for name, _ in dataset.test if content(name) in first]
+    return tested, torn
+
+
+# Options and failures, for all scripts -----------------------------------------------------
+
+class Parser(argparse.ArgumentParser):
+    """argparse that refuses like everything else here: a ValueError of one line."""
+
+    def parse_args(self, argv=None):
+        args = super().parse_args(argv)
+        for name, value in vars(args).items():
+            if value in ("", [""]) and name != "ctx_init":
+                self.error(f"{name.replace('_', '-')}: expected a word, got an empty one")
+        return args
+
+    def error(self, message):
+        raise ValueError(f"{message[:300]}; see --help")
+
+
+def number(low, high=math.inf, kind=float):
+    """For type=: a finite number from low to high."""
+    def convert(word):
+        value = kind(word)
+        if not (low <= value <= high and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"must be from {low:.10g} to {high:.10g}, got "
+                                             f"{word[:40]}")
+        return value
+    convert.__name__ = "whole number" if kind is int else "number"
+    return convert
+
+
+def whole(low, high=2 ** 31 - 1):
+    """For type=: a whole number from low to high."""
+    return number(low, high, int)
+
+
+SEED = whole(0, 2 ** 32 - 1)        # torch's generators see the lowest 32 bits only
+
+
+def one_line(error):
+    """What an exception says, in one line of bearable length."""
+    text = re.split(r"\n\w+Error: ", str(error))[-1]     # a loader's worker: its traceback first
+    line = " ".join(text.split()) or type(error).__name__
+    return line if len(line) < 1000 else f"{line[:600]} ... {line[-300:]}"
+
+
+def run_script(job, interrupted="interrupted; nothing unfinished was kept"):
+    """Run a script's job; a failure becomes one line.
+
+    -> what the job answers, or 0; 2 where it is refused; 130 for Ctrl-C, 143 for SIGTERM
+    """
+    code = [130]
+
+    def stop(*_):
+        code[0] = 143
+        raise KeyboardInterrupt
+
+    if getattr(sys.stdout, "errors", "") == "strict":   # a console that lacks some letters
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with contextlib.suppress(ValueError):               # only a main thread may set it
+        signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return job() or 0
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in str(error)
+        if isinstance(error, RuntimeError) and not short:
+            raise
+        hint = "not enough memory; try a smaller --batch-size or other programs closed: " * short
+        print(f"error: {hint}{one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return code[0]
 
 
 # The command line ---------------------------------------------------------------------------------
 
-def describe(dataset, shots, seed, tau, base_novel):
+def facts_of(dataset, shots, seed, tau, base_novel):
     """What a run would see, as a dictionary."""
     K = len(dataset.classnames)
     base = halves(K)[0] if base_novel else list(range(K))
@@ -561,28 +1209,23 @@ def describe(dataset, shots, seed, tau, base_novel):
         "notes": dataset.notes}
 
 
-def report(facts, dataset):
+def show(facts, dataset):
     """The same for reading."""
     K, num_base, counts = facts["num_classes"], facts["num_base"], facts["class_counts"]
-    halved = f", {num_base} base and {K - num_base} novel" if num_base < K else ""
-    print(f"{facts['name']}: {K} classes{halved}; zero-shot prompt \"{facts['template']}\"")
-    for key in ("pictures", "split"):
-        print(f"{key:10}{facts[key]}")
-    sizes = ", ".join(f"{key} {facts[key]}" for key in ("train", "val", "test", "missing"))
-    print(f"images    {sizes}")
-    for note in facts["notes"]:
-        print(f"note      {note}")
+    print(f"{facts['name']}: {K} classes, the first {num_base} are trained on; zero-shot prompt "
+          f"\"{facts['template']}\"")
+    for key in ("pictures", "split", "notes", "train", "val", "test", "missing", "draw_sha256"):
+        for value in facts[key] if key == "notes" else [facts[key]]:
+            print(f"{key:12}{value}")
     shots = "all there are" if facts["shots"] is None else f"{facts['shots']} shots"
-    print(f"drawn     {sum(counts)} training images: {shots}, seed {facts['seed']}, "
-          f"{tau_words(facts['tau'])}, n_k from {max(counts)} to {min(counts)}")
-    print(f"          first {', '.join(facts['first'])}")
-    print(f"draw      sha256 {facts['draw_sha256']}\n")
+    print(f"drawn       {sum(counts)} training images: {shots}, seed {facts['seed']}, "
+          f"{tau_words(facts['tau'])}, n_k from {max(counts)} to {min(counts)}\n"
+          f"            first {', '.join(facts['first'])}\n")
     train, test = (Counter(labels_of(items)) for items in (dataset.train, dataset.test))
-    print("label  half   drawn  train   test  class")
+    print("label  drawn  train   test  class")
     for label, name in enumerate(facts["classnames"]):
-        half, drawn = ("base", counts[label]) if label < num_base else ("novel", "-")
-        half = half if halved else "-"
-        print(f"{label:5}  {half:5}  {drawn:>5}  {train[label]:5}  {test[label]:5}  {name}")
+        drawn = counts[label] if label < num_base else "novel"
+        print(f"{label:5}  {drawn:>5}  {train[label]:5}  {test[label]:5}  {name}")
 
 
 def list_datasets():
@@ -595,17 +1238,17 @@ def list_datasets():
 
 
 def parse(argv=None):
-    p = files.Parser(description="Say what a run on a dataset would see. No picture is opened.")
+    p = Parser(description="Say what a run on a dataset would see. No picture is opened.")
     p.add_argument("name", nargs="?", help="a dataset, all (the eleven of Table 1), or a folder of "
                                            "pictures; absent: the list of datasets is printed")
     p.add_argument("--data-root", default="data", metavar="FOLDER",
                    help="holds the datasets in CoOp's layout; absent: %(default)s")
-    p.add_argument("--shots", type=int, metavar="N", help="images drawn a class before tau thins "
-                   "them out; absent: 16, of a folder without --tau all")
-    p.add_argument("--seed", "--draw-seed", type=int, default=1, metavar="N",
+    p.add_argument("--shots", type=whole(1), metavar="N", help="images drawn a class before tau "
+                   "thins them out; absent: 16, of a folder without --tau all")
+    p.add_argument("--seed", "--draw-seed", type=SEED, default=1, metavar="N",
                    help="of the few-shot draw and of a split made here; absent: %(default)s")
-    p.add_argument("--tau", type=float, help="min n_k / max n_k, Sec. 5; absent: 1, which is "
-                   "balanced; a folder without --shots keeps its own counts")
+    p.add_argument("--tau", type=number(1e-9, 1), help="min n_k / max n_k, Sec. 5; absent: 1, "
+                   "which is balanced; a folder without --shots keeps its own counts")
     p.add_argument("--classnames", metavar="FILE", help="class names for a folder, a line "
                    "`folder<TAB>name` each; absent: the names of its sub-folders")
     p.add_argument("--base-novel", action="store_true", help="halve the classes of a folder or an "
@@ -614,13 +1257,7 @@ def parse(argv=None):
                    "can; absent: say how to get them")
     p.add_argument("--json", action="store_true", help="print one JSON object, for all a list of "
                    "them; absent: print for reading")
-    args = p.parse_args(argv)
-    if args.shots is not None and args.shots < 1:
-        raise ValueError(f"--shots must be at least 1, got {args.shots}")
-    if not 0 <= args.seed < 2 ** 32:                # as train.py, whose runs this foretells
-        raise ValueError(f"--seed must be from 0 to 2^32 - 1, got {args.seed}")
-    class_counts(2, 1, 1.0 if args.tau is None else args.tau)   # refuses a bad --tau before loading
-    return args
+    return p.parse_args(argv)
 
 
 def run(args):
@@ -631,17 +1268,17 @@ def run(args):
     for name in ALL if args.name == "all" else [args.name]:
         dataset = load(name, args.data_root, seed=args.seed, classnames=args.classnames,
                        fetch=args.fetch)
-        halved = args.base_novel or dataset.base_novel
-        shots, tau = settled(name, args.shots, args.tau)
-        found.append(describe(dataset, shots, args.seed, tau, halved))
+        shots, tau = shots_and_tau(name, args.shots, args.tau)
+        base_novel = args.base_novel or dataset.base_novel
+        found.append(facts_of(dataset, shots, args.seed, tau, base_novel))
         if not args.json:
-            report(found[-1], dataset)
+            show(found[-1], dataset)
     if args.json:
         print(json.dumps(found if args.name == "all" else found[0], indent=1))
 
 
 def main(argv=None):
-    return files.exit_code(lambda: run(parse(argv)))
+    return run_script(lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

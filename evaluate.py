@@ -1,74 +1,88 @@
 """Evaluate a finished run; it never trains. Also what train.py measures before and after training.
 
-    python evaluate.py RUN                  # a run's folder: base and novel classes, CSV files
+    python evaluate.py RUN                  # a run's folder: base and novel classes
     python evaluate.py RUN --task cross-dataset --targets world_shapes world_colours    # Table 2
     python evaluate.py RUN --task domain-generalization --targets world_sketch          # Table 4
-    python evaluate.py RUN --image photo.jpg folder     # the top classes of photos
-    python evaluate.py RUN --report report.html         # all of a run on one page
-    python evaluate.py RUN --texts texts.npz            # the learned class texts, for use elsewhere
-    python evaluate.py RUN --features features.npz      # image and text features, for numpy
 
 Accuracy is top-1 over all test images, in per cent, base images against base classes and novel
 against novel, as the originals have it; Table 1 has the harmonic mean of both. Beside it stand
 Definitions 2 and 3, L_LC's two parts and the three collapses of Sec. 3.2.
+
+    z  (N, d)   image features              right  (N,) bool: is the image recognised?
+    g  (K, d)   text features               y      (N,) labels in 0..K-1
+
+From top to bottom: what is measured, how sure that is, image features that runs share, a finished
+run read back, Tables 1, 2 and 4 for one run. Photos, reports, exports and tables over runs are
+tools of their own in assets/.
 """
+import contextlib
+import csv
+import hashlib
 import json
+import math
 import signal
+import statistics
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until files.exit_code takes it over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until run_script takes it over
 
+import filelock  # torch depends on it
 import numpy  # torchvision depends on it
+import PIL
 import torch
+import torchvision
+from tqdm import tqdm
 
 import clip_model
 import data
 import losses
 import prompts
-from assets import checkpoints, features, files, measures, photos, report, saved
 
 TASKS = {                       # --task: the paper's targets where --targets names none
     "base-to-novel": [],
     "cross-dataset": [name for name in data.ALL if name != "imagenet"],
     "domain-generalization": ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"],
 }
-ALONE = {                       # what can't stand beside these options
-    "table": ("image", "features", "task", "classes", "data_root", "report", "texts"),
-    "image": ("features", "task", "classes", "data_root", "report", "texts"),
-    "features": ("task", "targets", "out", "report", "texts"),
-    "texts": ("task", "targets", "classes", "data_root", "out", "report"),
-    "report": ("task", "targets"),
-}
 OF_TEXTS = ("delta_lcd", "lcd_rms", "lc_shared", "lc_unequal")      # measured on texts alone
+PLACES = ("data_root", "device")        # settings that may differ when a run goes on
+Z = 1.959964                    # of the normal distribution, 95 % lie within -Z and Z
 
 
 # What is measured ------------------------------------------------------------------------------
-
-def test_features(learner, dataset, labels, frozen, show=None):
-    """z (N, d), y (N,) of the test images of some classes.
-
-    This decides that image features are shared: in a frozen image tower they are the same for all
-    learners, and zero-shot CLIP's serve CoOp and CoCoOp.
-    """
-    if learner.frozen_images:
-        return frozen.of(learner, labels, show)
-    batches = data.batches(dataset, data.select(dataset.test, labels),
-                           learner.clip.visual.resolution, learner.clip.logit_scale.device)
-    return features.image_features(learner, batches, show)
-
 
 def score(learner, dataset, labels, frozen, show=None):
     """A learner on the test images of some classes -> what measure() returns.
 
     labels  the classes, as labels of the dataset; they become the learner's
-    frozen  features.FrozenFeatures of the dataset
+    frozen  FrozenFeatures of the dataset
     """
-    if not data.select(dataset.test, labels):
-        raise ValueError(f"{dataset.name}: none of the classes to evaluate has a test picture")
     learner.set_classes([dataset.classnames[k] for k in labels])
-    return measure(learner, *test_features(learner, dataset, labels, frozen, show))
+    return measure(learner, *tested_features(learner, dataset, labels, frozen, show))
+
+
+def tested_features(learner, dataset, labels, frozen, show=None):
+    """z (N, d), y (N,) of the test images of some classes.
+
+    This decides that image features are shared: in a frozen image tower they are the same for all
+    learners, and zero-shot CLIP's serve CoOp and CoCoOp.
+    """
+    items = data.select(dataset.test, labels)
+    if items and learner.frozen_images:
+        return frozen.of(learner, labels, show)
+    return image_features(learner, dataset, items, show)
+
+
+@torch.no_grad()
+def image_features(learner, dataset, items, show=None):
+    """z (N, d) and y (N,) of some pictures, on the learner's device; show: the bar's name."""
+    device, z, y = learner.clip.logit_scale.device, [], []
+    batches = data.batches(dataset, items, learner.clip.visual.resolution, device)
+    for images, labels in tqdm(batches, desc=show, leave=False, disable=show is None):
+        z.append(learner.image_features(images.to(device, non_blocking=True)))
+        y.append(labels)
+    return torch.cat(z), torch.cat(y).to(device)
 
 
 @torch.no_grad()
@@ -78,7 +92,7 @@ def image_and_text_features(learner, dataset, labels, frozen, show=None):
     CoCoOp's texts belong to images; g is then their mean over these images.
     """
     learner.set_classes([dataset.classnames[k] for k in labels])
-    z, y = test_features(learner, dataset, labels, frozen, show)
+    z, y = tested_features(learner, dataset, labels, frozen, show)
     if not learner.per_image:
         return z, y, learner.text_features()
     few = max(1, 2000 // len(labels))                                   # B x K texts at a time
@@ -103,7 +117,6 @@ def measure(learner, z, y, batch_size=100):
     belong to images: measures of texts are then averages over images, collapses use the mean text.
     """
     K, lam = len(learner.classnames), learner.clip.temperature
-    g, of_texts = None, None
     if learner.per_image:
         batch_size = max(1, min(batch_size, 2000 // K))             # B x K texts at a time
     else:
@@ -119,15 +132,34 @@ def measure(learner, z, y, batch_size=100):
         mid = losses.delta_mid(z_b, g, y_b)
         sums.append(len(z_b) * torch.cat([of_texts, mid[None]]))
     means = (torch.stack(sums).cpu().double().sum(dim=0) / len(z)).tolist()     # mps has no float64
-    probabilities = measures.finite(torch.cat(probabilities).cpu())
-    predicted, y_cpu = probabilities.argmax(dim=1), y.cpu()
-    right = predicted == y_cpu
+    probabilities, y_cpu = finite(torch.cat(probabilities).cpu()), y.cpu()
+    right = probabilities.argmax(dim=1) == y_cpu
     numbers = dict(zip((*OF_TEXTS, "delta_mid"), means, strict=True))
     numbers["accuracy"] = 100 * right.double().mean().item()
-    numbers["mean_recall"] = measures.mean_recall(y_cpu, predicted, K)
+    numbers["mean_recall"] = mean_recall(y_cpu, right, K)
     numbers["right"] = numpy.packbits(right).tobytes().hex()        # a bit an image, for pairing
     collapses = losses.collapses(z, mean_g if learner.per_image else g, y)          # Sec. 3.2
     return numbers | collapses, probabilities
+
+
+def finite(probabilities):
+    """The same. ValueError where some are not finite: CLIP's numbers left the range of float16."""
+    if not probabilities.isfinite().all():
+        raise ValueError("the features are not finite: try --precision bfloat16 or float32, or "
+                         "other weights")
+    return probabilities
+
+
+def recalls(y, right, K):
+    """Right predictions of each class in per cent, nan without test images; and these images."""
+    n = torch.bincount(y, minlength=K)
+    return 100 * torch.bincount(y[right], minlength=K) / n, n
+
+
+def mean_recall(y, right, K):
+    """Mean over the classes that have test images of their recall, in per cent."""
+    recall, n = recalls(y, right, K)
+    return recall[n > 0].mean().item()
 
 
 def harmonic_mean(base, novel):
@@ -135,11 +167,154 @@ def harmonic_mean(base, novel):
     return 2 * base * novel / (base + novel) if base + novel else 0.0
 
 
-# A finished run --------------------------------------------------------------------------------
+# How sure that is ------------------------------------------------------------------------------
+# An interval says how far another draw of as many test images would move a number; it knows nothing
+# of another training seed.
 
-def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
+def wilson(right, n):
+    """Wilson's 95 % interval of an accuracy of `right` among n images -> (low, high), per cent.
+
+    (p + Z^2/2n -+ Z sqrt(p (1-p) / n + Z^2/4n^2)) / (1 + Z^2/n): inside 0..100 also for few images.
+    """
+    p, square = right / n, Z * Z / n
+    half = Z * math.sqrt(p * (1 - p) / n + square / (4 * n))
+    low, high = ((p + square / 2 + side * half) / (1 + square) for side in (-1, 1))
+    return 100 * max(low, 0.0), 100 * min(high, 1.0)
+
+
+def paired_gain(before, after):
+    """Accuracy after less before, in points, with its 95 % interval over the same images.
+
+    b images are right only after, c only before. As in McNemar's test these alone decide: the gain
+    is (b - c) / n. Agresti and Min (2005): with half an image added to each of the four cells,
+    m = (b - c) / (n + 2) -+ Z sqrt((b + c + 1) / (n + 2) - m^2) / sqrt(n + 2), which has a width
+    also where no image changed.
+    """
+    n = len(before)
+    b, c = int((after & ~before).sum()), int((before & ~after).sum())
+    middle = (b - c) / (n + 2)
+    half = Z * math.sqrt(((b + c + 1) / (n + 2) - middle * middle) / (n + 2))
+    return {"points": 100 * (b - c) / n, "low": 100 * max(middle - half, -1.0),
+            "high": 100 * min(middle + half, 1.0), "better": b, "worse": c}
+
+
+GAIN, LOSS = "a gain larger than the test noise", "a loss larger than the test noise"
+NOISE = "no larger than the test noise"
+
+
+def verdict(gain):
+    """Whether a gain is larger than the noise of its test images, in words."""
+    if gain["low"] > 0:
+        return GAIN
+    return LOSS if gain["high"] < 0 else NOISE
+
+
+def student_t(df, inside=0.95):
+    """t with P(|T| < t) = inside for df degrees of freedom.
+
+    With T = sqrt(df) tan(a) the density is that of the angle a, cos(a)^(df - 1) up to a factor.
+    """
+    a = torch.linspace(0, math.pi / 2, 100_001, dtype=torch.float64)
+    area = torch.cumulative_trapezoid(a.cos() ** (df - 1), a)       # area[k] reaches to a[k + 1]
+    k = torch.searchsorted(area, inside * area[-1]).item()
+    part = (inside * area[-1] - area[k - 1]) / (area[k] - area[k - 1])
+    return math.sqrt(df) * math.tan(a[k] + part * (a[k + 1] - a[k]))
+
+
+def half_width(values):
+    """Half the 95 % interval of the mean of n values, one a seed: t s / sqrt(n), Student's t of
+    n - 1 degrees; None for one value. It knows nothing of another draw of the test images."""
+    n = len(values)
+    if n < 2:
+        return None
+    return student_t(n - 1) * statistics.stdev(values) / math.sqrt(n)
+
+
+# Image features of the frozen tower, shared ----------------------------------------------------
+
+class FrozenFeatures:
+    """z of a dataset's test images in the frozen image tower, made once for all that share it.
+
+    On a CPU nearly all of a run's time goes into its test images, and here their features depend on
+    weights, preprocessing, precision and pictures alone.
+
+    folder  where they are kept from run to run, under a name of all that they depend on. A file
+            that is damaged or of other pictures is made anew.
+    """
+
+    def __init__(self, dataset, folder=None):
+        self.dataset, self.folder, self.z = dataset, folder, None
+
+    def of(self, learner, labels, show=None):
+        """z (N, d) and y (N,) of the test images of some classes."""
+        if self.z is None:
+            self.z = self.kept(learner, show) if self.folder else self.made(learner, show)
+        new = {label: k for k, label in enumerate(labels)}
+        rows = [i for i, (_, label) in enumerate(self.dataset.test) if label in new]
+        y = [new[self.dataset.test[i][1]] for i in rows]
+        return self.z[rows], torch.tensor(y, device=self.z.device)
+
+    def made(self, learner, show):
+        return image_features(learner, self.dataset, self.dataset.test, show)[0]
+
+    def kept(self, learner, show):
+        path = self.folder / f"{self.dataset.name}-{self.fingerprint(learner.clip)}.pt"
+        lock, z = path.with_name(f".{path.name}.lock"), None
+        with contextlib.suppress(OSError):      # on a read-only or full disk: made again next time
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(lock):       # others wait, then find it there
+                z = self.read(path)
+                if z is None:
+                    z = self.made(learner, show).cpu()
+                    content = {"z": z, "sha256": clip_model.tensors_sha256({"z": z})}
+                    data.write(path, clip_model.as_bytes(content))
+                with contextlib.suppress(OSError):              # Windows keeps an open file
+                    lock.unlink()
+        z = self.made(learner, show) if z is None else z
+        return z.to(learner.clip.logit_scale.device)
+
+    def read(self, path):
+        """The features in a file, None where there is none to trust."""
+        try:
+            content = clip_model.read_tensors(path)
+            z = content["z"]
+            right = z.dtype == torch.float32 and len(z) == len(self.dataset.test)
+            right = right and z.isfinite().all()
+            return z if right and clip_model.tensors_sha256({"z": z}) == content["sha256"] else None
+        except Exception:                           # absent, cut off, or something else altogether
+            return None
+
+    def fingerprint(self, clip):
+        view = data.transform(clip.visual.resolution, train=False)
+        words = [str(view), str(clip.logit_scale.device.type), torch.__version__,
+                 torchvision.__version__, PIL.__version__, str(self.dataset.own),
+                 clip_model.tensors_sha256(clip.visual.state_dict()),
+                 *(f"{name} {self.state(name)}" for name, _ in self.dataset.test)]
+        return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+    def state(self, name):
+        """What tells a picture from another of its name: its bytes, or a file's size and time."""
+        if self.dataset.embedded:
+            return self.dataset.sha256(name)
+        stat = self.dataset.path(name).stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+# A finished run, read back with distrust -------------------------------------------------------
+
+SETTINGS = {                    # what prompts.pt must say of its run, and in which form
+    "method": str, "backbone": str, "n_ctx": (int, type(None)), "ctx_init": (str, type(None)),
+    "prompt_depth": (int, type(None)), "dataset": str, "data_root": str, "classes": str,
+    "trained_classes": list, "class_counts": list, "draw_seed": int, "label": str,
+    "classnames_file": (str, type(None)),
+}
+
+
+def load_run(folder, device="cpu", dtype=torch.float32, classnames=None, backbone=None):
     """-> learner with the run's learned tensors, and the settings that train.py saved beside them.
 
+    classnames  other classes than the run's, or None
+    backbone    where its weights lie now, or None: where they lay
     Raises FileNotFoundError where there is no finished run, ValueError for files that are not one.
     """
     folder = Path(folder)
@@ -150,11 +325,15 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
     if not (folder / "result.json").is_file() or not (folder / "prompts.pt").is_file():
         raise FileNotFoundError(f"{folder} is no finished run: expected result.json and prompts.pt "
                                 "in it, as train.py leaves them")
-    settings, learned = saved.read_prompts(folder)
-    clip = clip_model.load(settings["backbone"], device, dtype)
-    if settings.get("weights_sha256") not in (None, clip_model.fingerprint(settings["backbone"])):
-        raise ValueError(f"{folder} was trained on other weights than {settings['backbone']} holds "
-                         "now: put those back, or train again")
+    settings, learned = read_prompts(folder)
+    backbone = backbone or settings["backbone"]
+    try:
+        if settings.get("weights_sha256") not in (None, clip_model.fingerprint(backbone)):
+            raise ValueError(f"{folder} was trained on other weights than {backbone} holds: put "
+                             "those back, or say by --backbone where they are")
+        clip = clip_model.load(backbone, device, dtype, settings.get("activation") or "quick_gelu")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; where they moved: --backbone FILE") from None
     learner = prompts.build(settings["method"], clip, classnames or settings["trained_classes"],
                             n_ctx=settings["n_ctx"], ctx_init=settings["ctx_init"],
                             prompt_depth=settings["prompt_depth"],
@@ -163,29 +342,179 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None):
     return learner, settings
 
 
+def read_prompts(folder):
+    """A run's prompts.pt -> its settings and {name: learned tensor}.
+
+    Raises ValueError where it is not what train.py writes, where a tensor is not finite, or where
+    the tensors are not those that result.json was measured with.
+    """
+    path, kept = folder / "prompts.pt", {}
+    try:
+        run = clip_model.read_tensors(path)
+        learned, settings = run["learned"], run["settings"]
+        check_settings(settings, folder / "run.json")
+        for name, tensor in learned.items():
+            clip_model.check_dense(name, tensor)
+            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                raise ValueError(f"{name[:40]} is not of finite float32 numbers")
+        if (folder / "result.json").is_file():
+            kept = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if kept.get("prompts_sha256") not in (None, clip_model.tensors_sha256(learned)):
+            raise ValueError("its tensors are not those that result.json was measured with")
+    except Exception as error:                      # a damaged file raises any of a dozen types
+        raise ValueError(f"{path}: not a run's learned tensors ({str(error)[:120]}); train again"
+                         ) from error
+    return settings, learned
+
+
+def check_settings(settings, run_json):
+    """TypeError, KeyError or ValueError where they are none, or not those in a run's run.json."""
+    for name, kinds in SETTINGS.items():
+        if not isinstance(settings[name], kinds):
+            raise TypeError(f"{name} is {str(settings[name])[:40]!r}")
+    for name, n in zip(settings["trained_classes"], settings["class_counts"], strict=True):
+        if type(name) is not str or type(n) not in (int, type(None)):
+            raise TypeError(f"{str(name)[:40]!r} and {str(n)[:40]!r} are no class and its images")
+    told = json.loads(run_json.read_text(encoding="utf-8")) if run_json.is_file() else settings
+    for name in settings.keys() - set(PLACES):
+        if json.dumps(settings[name], default=str) != json.dumps(told[name], default=str):
+            raise ValueError(f"its {name[:40]} is not that of run.json")
+
+
 def load_dataset(folder, settings, data_root):
     """The dataset of a run; of a folder of one's own as it was split then.
 
     data_root   where the datasets lie, or that folder; None: where they lay then
     Raises ValueError where its classes changed, or test pictures are ones that the run trained on.
     """
-    if (folder / photos.SPLIT).is_file():
-        dataset = photos.load_kept(folder, settings, data_root)
-    else:
-        dataset = data.load(settings["dataset"], data_root or settings["data_root"],
-                            seed=settings["draw_seed"], classnames=settings["classnames_file"])
     name, trained = settings["dataset"], settings["trained_classes"]
+    if (folder / "split.json").is_file():
+        dataset = data.load_kept(folder / "split.json", data_root or name)
+    else:
+        dataset = data.load(name, data_root or settings["data_root"], seed=settings["draw_seed"],
+                            classnames=settings["classnames_file"])
     if dataset.classnames[:len(trained)] != trained:
         raise ValueError(f"{name} has other classes now than those that {folder} was trained on")
     if (folder / "drawn.csv").is_file():                            # zero-shot CLIP has none
-        seen = saved.read_drawn(folder / "drawn.csv") & {picture for picture, _ in dataset.test}
+        tested = {data.defused(picture) for picture, _ in dataset.test}
+        seen = read_drawn(folder / "drawn.csv") & tested
         if seen:
             raise ValueError(f"{len(seen)} test pictures of {name} trained the prompts of "
                              f"{folder}, first {min(seen)}: its pictures or its split changed "
                              f"since; now: {dataset.split}")
     data.check_pictures(dataset, dataset.test, decode=False)
-    data.cut_tests(dataset, settings.get("test_images"), settings["draw_seed"])
-    return dataset
+    return data.with_few_tests(dataset, settings.get("test_images"), settings["draw_seed"])
+
+
+def read_drawn(path):
+    """Names of the pictures that a run trained on, as data.write_csv writes them."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return {picture for picture, _ in csv.reader(file, strict=True)}
+    except (ValueError, csv.Error) as error:        # not UTF-8, not two columns, a very long field
+        raise ValueError(f"{path}: expected a picture and its class in each row ({error}); train "
+                         "again") from None
+
+
+def parts_of(dataset):
+    """{"base", "novel", "all": labels}."""
+    base, novel = data.halves(len(dataset.classnames))
+    return {"base": base, "novel": novel, "all": base + novel}
+
+
+def tested_classes(dataset, settings, which=None):
+    """{part: labels} that a run is evaluated on: those asked for, else what it was trained for.
+
+    settings    the run's, as a dictionary
+    """
+    parts, usual = parts_of(dataset), [settings["classes"]]
+    # a context for each class was learned for the trained ones alone
+    if settings["classes"] == "base" and parts["novel"] and not settings.get("class_specific"):
+        usual.append("novel")
+    if which == "novel" and "novel" not in usual:
+        raise ValueError(f"this run was trained on all classes of {dataset.name}: none is novel to "
+                         "it")
+    return {part: parts[part] for part in ([which] if which else usual)}
+
+
+# Tables 1, 2, 4 for one run --------------------------------------------------------------------
+
+def evaluate_classes(learner, dataset, labels, frozen):
+    """What a learner and zero-shot CLIP have on the test images of some classes, as JSON takes it,
+    and their probabilities (N, K); zero-shot's are None where nothing was learned."""
+    result, p = score(learner, dataset, labels, frozen, "test images")
+    y, plain = torch.tensor(data.labels_of(data.select(dataset.test, labels))), None
+    was = right = p.argmax(dim=1) == y
+    if prompts.trainable(learner):
+        names = [dataset.classnames[k] for k in labels]
+        zeroshot = prompts.build("zeroshot", learner.clip, names, ctx_init=dataset.template)
+        plain = score(zeroshot, dataset, labels, frozen, "zero-shot")[1]
+        was = plain.argmax(dim=1) == y
+    return result | {
+        "num_classes": len(labels), "test_images": len(y),
+        "accuracy_interval": wilson(int(right.sum()), len(y)),
+        "zeroshot": 100 * was.double().mean().item(),
+        "zeroshot_mean_recall": mean_recall(y, was, len(labels)),
+        "gain": None if plain is None else paired_gain(was, right)}, p, plain
+
+
+def base_to_novel(learner, dataset, parts, frozen):
+    """Table 1 for one run -> {"base": ..., "novel": ..., "harmonic_mean"} or {"all": ...}."""
+    results = {part: evaluate_classes(learner, dataset, labels, frozen)[0]
+               for part, labels in parts.items()}
+    rows = [("", "classes", "images", "zero-shot", "accuracy", "95 % interval", "class mean")]
+    for part, r in results.items():
+        low, high = r["accuracy_interval"]
+        rows.append((part, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"],
+                     f"{low:.1f} to {high:.1f}", r["mean_recall"]))
+    print(table(rows))
+    show_collapse(results)
+    for part, result in results.items():
+        show_gain(part, result["gain"])
+    if results.keys() == {"base", "novel"}:
+        both = [results[part]["accuracy"] for part in ("base", "novel")]
+        results["harmonic_mean"] = harmonic_mean(*both)
+        print(f"harmonic mean {results['harmonic_mean']:.2f}")
+    return results
+
+
+def show_collapse(results):
+    """Definitions 2 and 3, L_LC's two parts and Sec. 3.2's collapses of each part; 0 is an ETF."""
+    names = {"delta_lcd": "Delta_LCD", "delta_mid": "Delta_MID", "lc_shared": "L_LC: shared",
+             "lc_unequal": "unequal angles", "feature_collapse": "collapse: feature",
+             "prototype_collapse": "prototype", "classifier_collapse": "classifier"}
+    rows = [("", *names.values())]
+    rows += [(part, *(f"{result[name]:.4f}" for name in names)) for part, result in results.items()]
+    print(table(rows))
+
+
+def show_gain(part, gain):
+    if gain:
+        print(f"{part}: {gain['points']:+.2f} points over zero-shot, 95 % interval "
+              f"{gain['low']:+.2f} to {gain['high']:+.2f} ({gain['better']} images are right only "
+              f"now, {gain['worse']} only before): {verdict(gain)}")
+
+
+def transfer(learner, label, targets, data_root, kept=None):
+    """Tables 2 and 4: a run's prompts on other datasets, beside zero-shot CLIP on each.
+
+    kept    folder of the frozen tower's features
+    """
+    datasets = {target: data.load(target, data_root) for target in targets}     # before any work
+    results = {}
+    for target, dataset in datasets.items():
+        data.check_pictures(dataset, dataset.test, decode=False)
+        labels, frozen = list(range(len(dataset.classnames))), FrozenFeatures(dataset, kept)
+        results[target] = evaluate_classes(learner, dataset, labels, frozen)[0]
+        results[target] |= {"split": dataset.split, "official_split": dataset.official_split}
+    rows = [("target", "classes", "images", "zero-shot", label)]
+    rows += [(target, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"])
+             for target, r in results.items()]
+    columns = zip(*((r["zeroshot"], r["accuracy"]) for r in results.values()), strict=True)
+    print(table([*rows, ("average", "", "", *(sum(c) / len(results) for c in columns))]))
+    for target, result in results.items():
+        show_gain(target, result["gain"])
+    return results
 
 
 def table(rows):
@@ -199,217 +528,70 @@ def table(rows):
     return "\n".join(lines)
 
 
-# Tables 1, 2, 4 for one run --------------------------------------------------------------------
-
-def evaluate_classes(learner, dataset, labels, trained, out, frozen):
-    """Accuracy and measures.judge on the test images of some classes, CSV files in `out`.
-
-    labels   the classes, as labels of the dataset
-    trained  training images of each of them in the run, for the groups many, medium and few
-    frozen   features.FrozenFeatures of the dataset
-    """
-    names, items = [dataset.classnames[k] for k in labels], data.select(dataset.test, labels)
-    out.mkdir(parents=True, exist_ok=True)              # before any work is done in vain
-    result, probabilities = score(learner, dataset, labels, frozen, "test images")
-    plain = None
-    if prompts.trainable(learner):
-        zeroshot = prompts.build("zeroshot", learner.clip, names, ctx_init=dataset.template)
-        plain = score(zeroshot, dataset, labels, frozen, "zero-shot")[1]
-    measures.write(out, names, trained, items, probabilities, plain)
-    y = torch.tensor([label for _, label in items])
-    return result | measures.judge(names, trained, y, probabilities, plain)
-
-
-def show_collapse(results):
-    """Definitions 2 and 3, L_LC's two parts and Sec. 3.2's collapses of each part; 0 is an ETF."""
-    names = {"delta_lcd": "Delta_LCD", "delta_mid": "Delta_MID", "lc_shared": "L_LC: shared",
-             "lc_unequal": "unequal angles", "feature_collapse": "collapse: feature",
-             "prototype_collapse": "prototype", "classifier_collapse": "classifier"}
-    rows = [("", *names.values())]
-    rows += [(part, *(f"{result[name]:.4f}" for name in names)) for part, result in results.items()]
-    print(table(rows))
-
-
-def base_to_novel(learner, settings, dataset, parts, out, frozen):
-    """Table 1 for one run -> {"base": ..., "novel": ..., "harmonic_mean"} or {"all": ...}."""
-    K, n = len(dataset.classnames), settings["class_counts"]
-    trained = n + [0] * (K - len(n))
-    results = {part: evaluate_classes(learner, dataset, labels, [trained[k] for k in labels],
-                                      out / part, frozen)
-               for part, labels in parts.items()}
-    print(table([measures.HEAD, *(measures.row(part, r) for part, r in results.items())]))
-    show_collapse(results)
-    for part, result in results.items():
-        measures.show(part, result)
-    if results.keys() == {"base", "novel"}:
-        both = [results[part]["accuracy"] for part in ("base", "novel")]
-        results["harmonic_mean"] = harmonic_mean(*both)
-        print(f"harmonic mean {results['harmonic_mean']:.2f}")
-    return results
-
-
-def transfer(learner, settings, targets, data_root, out, kept=None):
-    """Tables 2 and 4: a run's prompts on other datasets, beside zero-shot CLIP on each.
-
-    kept    folder of the frozen tower's features
-    """
-    datasets = {target: data.load(target, data_root) for target in targets}     # before any work
-    names = [dataset.name for dataset in datasets.values()]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two of --targets are named {max(names, key=names.count)}, and each gets "
-                         "a folder of that name: evaluate them one at a time, each with an --out "
-                         "of its own")
-    counts = dict(zip(settings["trained_classes"], settings["class_counts"], strict=True))
-    results = {}
-    for target, dataset in datasets.items():
-        data.check_pictures(dataset, dataset.test, decode=False)
-        labels, frozen = list(range(len(dataset.classnames))), features.FrozenFeatures(
-            dataset, kept)
-        trained = [counts.get(name, 0) for name in dataset.classnames]
-        results[target] = evaluate_classes(learner, dataset, labels, trained, out / dataset.name,
-                                           frozen)
-        results[target] |= {"split": dataset.split, "official_split": dataset.official_split}
-    rows = [("target", "classes", "images", "zero-shot", settings["label"])]
-    rows += [(target, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"])
-             for target, r in results.items()]
-    columns = zip(*((r["zeroshot"], r["accuracy"]) for r in results.values()), strict=True)
-    print(table([*rows, ("average", "", "", *(sum(c) / len(results) for c in columns))]))
-    for target, result in results.items():
-        measures.show_gain(target, result["gain"])
-    return results
-
-
 # The command line ------------------------------------------------------------------------------
 
-def add_machine_arguments(add, data_root="data"):
-    """Options of train.py and evaluate.py; add: a parser's or a group's add_argument."""
+def add_machine_options(add, data_root="data"):
+    """Options that all scripts with a CLIP have; add: a parser's or a group's add_argument."""
     add("--data-root", default=data_root, help="folder of the datasets, in CoOp's layout "
                                                f"({data_root or 'the one the run had'})")
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
         help="(%(default)s: a GPU where there is one)")
-    add("--precision", choices=["float32", "bfloat16", "float16"], default="float32",
-        help="of the frozen CLIP (%(default)s); prompts, features and losses are float32 always")
+    if data_root is None:
+        add("--backbone", metavar="FILE", help="the weights of the run's CLIP, where they moved")
+    add("--precision", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
+        help="of the frozen CLIP (%(default)s: float16 on a GPU, else float32); prompts, features "
+             "and losses are float32 always")
+
+
+def machine(args):
+    """--device and --precision -> torch.device, torch.dtype."""
+    device = clip_model.pick_device(args.device)
+    return device, clip_model.pick_precision(args.precision, device)
 
 
 def parse(argv=None):
-    p = files.Parser(description="Evaluate a finished run. It never trains.")
+    p = data.Parser(description="Evaluate a finished run. It never trains.")
     add = p.add_argument
-    add("run", type=Path, nargs="*", help="folder that train.py made; with --table several, or "
-                                          "folders of them")
-    add("--table", type=int, choices=[1, 2, 3, 4],
-        help="the paper's table from these runs, the printed values beside it")
-    add("--format", choices=["text", "markdown", "csv"], help="of the table (text)")
+    add("run", type=Path, help="folder that train.py made")
     add("--classes", choices=["base", "novel", "all"],
         help="these only (base and novel, or all where the run was trained on all)")
-    add("--task", choices=TASKS, help="Table 1, Table 2 or Table 4 (base-to-novel)")
+    add("--task", choices=TASKS, default="base-to-novel", help="Table 1, 2 or 4 (%(default)s)")
     add("--targets", nargs="+", metavar="DATASET", help="for the last two (the paper's)")
-    add("--image", nargs="+", metavar="FILE", help="classify these pictures, and all in folders, "
-                                                   "instead")
-    add("--classnames", metavar="FILE",
-        help="with --image or --texts: class names, one a line, also never trained (the run's)")
-    add("--features", type=Path, metavar="FILE.npz",
-        help="write image and text features, labels and names to a file for numpy instead")
-    add("--texts", type=Path, metavar="FILE.npz",
-        help="write the classes' text features, for use with any CLIP of this backbone, instead")
-    add("--report", type=Path, metavar="FILE.html", help="also make one page of it, to be sent")
-    add("--out", type=Path, help="folder for the CSV files (evaluation/ in the run's folder); with "
-                                 "--table or --image a file (printed)")
-    add_machine_arguments(add, data_root=None)
-    checkpoints.add_options(p.add_argument_group("of CoOp's, CoCoOp's, MaPLe's code").add_argument)
-    return p.parse_args(argv)
-
-
-def check(args):
-    """Refuse options that do not go together."""
-    checkpoints.check(args)
-    if len(args.run) > 1 and not args.table:
-        raise ValueError("several runs go with --table; evaluate them one by one otherwise")
-    if args.classnames and not (args.image or args.texts):
-        raise ValueError("--classnames goes with --image or --texts; a dataset has its own class "
-                         "names")
-    for name, ending in (("features", ".npz"), ("texts", ".npz"), ("report", ".html")):
-        path = getattr(args, name)
-        if path:
-            files.check_output(f"--{name}", path, [ending])
-    if args.out and (args.image or args.table):
-        files.check_output("--out", args.out, [".csv"] if args.image else ())
-    if args.format and not args.table:
-        raise ValueError("--format goes with --table")
-    transfers = args.task in TASKS and args.task != "base-to-novel"
+    add("--out", type=Path, help="folder of the numbers as JSON (evaluation/ in the run's folder)")
+    add_machine_options(add, data_root=None)
+    args = p.parse_args(argv)
+    transfers = args.task != "base-to-novel"
     if args.targets and not transfers:
         raise ValueError("--targets goes with --task cross-dataset or domain-generalization")
     if transfers and args.classes:
         raise ValueError(f"--task {args.task} takes all classes of each target: leave out "
                          "--classes")
-    for name, others in ALONE.items():
-        odd = [other for other in others if getattr(args, name) and getattr(args, other)]
-        if odd:
-            raise ValueError(f"--{odd[0].replace('_', '-')} is no option of --{name}: leave one "
-                             "of them out")
-
-
-def read_classnames(path):
-    """Names, one a line; a line may also be `folder<TAB>name`, as train.py takes it."""
-    names = [line.split("\t")[-1] for line in files.read_lines(Path(path))]
-    if not names:
-        raise ValueError(f"{path}: expected class names, one a line; it is empty")
-    return names
-
-
-def tested_classes(dataset, settings, which, folder):
-    """{part: labels} that a run is evaluated on: those asked for, else what it was trained for."""
-    base, novel = data.halves(len(dataset.classnames))
-    parts = {"base": base, "novel": novel, "all": base + novel}
-    has_novel = settings["classes"] != "all" and novel and not settings.get("class_specific")
-    if which == "novel" and not has_novel:
-        raise ValueError(f"{folder} was trained on all classes of {dataset.name}: none is novel to "
-                         "it")
-    usual = [settings["classes"], "novel"] if has_novel else [settings["classes"]]
-    return {part: parts[part] for part in ([which] if which else usual)}
+    return args
 
 
 def run(args):
-    check(args)
-    if args.table:
-        from assets import tables
-        return tables.show_table(args.table, args.run, args.format or "text", args.out)
-    args.run, = args.run or [checkpoints.place(args)]
-    names = read_classnames(args.classnames) if args.classnames else None
-    device, dtype = files.pick_device(args.device), getattr(torch, args.precision)
-    if args.checkpoint:
-        learner, settings = checkpoints.load(args, device, dtype, names)
-    else:
-        learner, settings = load_run(args.run, device, dtype, names)
-    out = args.out or args.run / "evaluation"
-    if args.image:
-        return photos.predict(learner, args.image, args.out)
-    if args.texts:
-        return features.export_texts(args.texts, learner, settings)
-    kept, facts, args.task = args.run.parent / "features", {}, args.task or "base-to-novel"
+    learner, settings = load_run(args.run, *machine(args), backbone=args.backbone)
+    out, kept, facts = args.out or args.run / "evaluation", args.run.parent / "features", {}
     if args.task == "base-to-novel":
         dataset = load_dataset(args.run, settings, args.data_root)
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
-        parts = tested_classes(dataset, settings, args.classes, args.run)
-        frozen = features.FrozenFeatures(dataset, kept)
-        if args.features:
-            scored = {part: image_and_text_features(learner, dataset, labels, frozen, part)
-                      for part, labels in parts.items()}
-            return features.export(args.features, scored, learner, settings, dataset, parts)
-        results = base_to_novel(learner, settings, dataset, parts, out, frozen)
+        for note in dataset.notes:
+            print(f"note      {note}")
+        parts = tested_classes(dataset, settings, args.classes)
+        out.mkdir(parents=True, exist_ok=True)          # before any work is done in vain
+        results = base_to_novel(learner, dataset, parts, FrozenFeatures(dataset, kept))
         facts = {"split": dataset.split, "official_split": dataset.official_split,
                  "test_images": settings.get("test_images")}
     else:
         asked = args.targets or TASKS[args.task]
         targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
         data_root = args.data_root or settings["data_root"]
-        results = transfer(learner, settings, targets, data_root, out, kept)
-    found = {"run": str(args.checkpoint or args.run), "task": args.task,
-             "label": settings["label"], **facts, "results": results}
-    files.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
-    print(f"per-class recall, predictions and confusion: {out}")
-    if args.report:
-        report.write(args.report, args.run, settings, results, out, dataset)
-    return None
+        out.mkdir(parents=True, exist_ok=True)
+        results = transfer(learner, settings["label"], targets, data_root, kept)
+    found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
+             "results": results}
+    data.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
+    print(f"saved in {out / f'{args.task}.json'}")
 
 
 def measured(value):
@@ -422,7 +604,7 @@ def measured(value):
 
 
 def main(argv=None):
-    return files.exit_code(lambda: run(parse(argv)), "interrupted; run it again for the rest")
+    return data.run_script(lambda: run(parse(argv)), "interrupted; run it again for the rest")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def text_prompt(clip, ids, u=None):
 
 
 def encode_prompt(clip, ids, u=None, deep_prompts=()):
-    """G_l(t_k) for one class: (d,), any length. encode_prompts does the same for all, sooner.
+    """G_l(t_k) for one class: (d,), any length. To read and to test: training takes encode_prompts,
+    which does the same for all classes, sooner.
 
     deep_prompts  tensors (b, w) that take the places of u before layers 2, 3, ...
     """
@@ -87,7 +88,7 @@ class Learner(nn.Module):
         self.n_replaced = n_learned if ctx_init else 0
 
     def prompt(self, classname):
-        """The words of a prompt; here, and nowhere else, an underscore becomes a space."""
+        """The words of a prompt, in which an underscore of a name becomes a space."""
         return self.template.replace("{}", classname.replace("_", " "))
 
     def show_prompt(self, classname):
@@ -272,8 +273,8 @@ def resolve(method, **given):
     """Settings given for a method, None where they were not -> all that build() takes for it.
 
     CoOp and CoCoOp learn one vector for each word of ctx_init, so the one of n_ctx and ctx_init
-    that is given decides about the other; ctx_init "" asks for a random start. The depth, where it
-    was not given, is fitted to the CLIP. Raises ValueError for what does not fit the method.
+    that is given decides about the other; ctx_init "" asks for a random start. A depth that was not
+    given stays None, for fit_depth. Raises ValueError for what does not fit the method.
     """
     default = DEFAULTS[method]
     given = {name: v for name, v in given.items() if v is not None and v is not False}

@@ -6,36 +6,47 @@
     python train.py --method cocoop maple --npt off on --tau 1 0.01 --seed 1 2      # 16 runs
 
 Trains on the base classes (Sec. 5.1), evaluates zero-shot CLIP and the tuned prompts on base and on
-novel classes, and leaves a folder: prompts.pt (the learned tensors), log.csv (every step),
+novel classes, and leaves a folder: prompts.pt (the learned tensors), log.csv (the terms of all
+steps, at the end),
 drawn.csv (the training images), run.json (all settings), result.json, written last. The same
 command goes on where it was killed; a grid skips what is finished.
 
-A run on a CPU comes out the same to the bit, whatever the number of workers, on one machine and
-with one number of threads. On a GPU the sums of some backward passes come in any order.
+A run on a CPU comes out the same to the bit, whatever the number of workers and however often it
+was killed, on one machine and with one number of threads. On a GPU the sums of some backward passes
+come in any order: there runs of one seed agree to rounding.
 
-From top to bottom: run (the whole job), train (Eq. (7) and SGD), what is kept of a run, the
-settings, the command line. assets/messages.py has what is said, assets/runs.py the log, run folders
-and grids.
+From top to bottom: the whole job, Eq. (7) and SGD, what is kept of a step, what a run is, its
+folder, grids, what is said, the command line.
 """
 import argparse
+import contextlib
+import functools
+import hashlib
+import io
 import itertools
+import json
 import math
+import os
+import platform
+import re
 import signal
 import sys
 import time
 from pathlib import Path
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until files.exit_code takes it over
+    signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until run_script takes it over
 
 import torch
+import torchvision
+from filelock import FileLock, Timeout  # torch itself depends on it
+from tqdm import tqdm
 
 import clip_model
 import data
 import evaluate
 import losses
 import prompts
-from assets import features, files, messages, photos, runs, saved, weight_files
 
 BARE = "--method maple --npt --tau 0.01 --dataset world"        # what `python train.py` stands for
 # Sec. 5 gives 5 epochs, batch 4 and lr 0.0035 "for all models", that is CoCoOp and MaPLe; it does
@@ -50,96 +61,124 @@ OPTIMISER = {
 # models" would mean 5 epochs at 0.0035. This is MaPLe's published setting there.
 TRANSFER = {"cocoop": {"epochs": 2, "lr": 0.0026}, "maple": {"epochs": 2, "lr": 0.0026}}
 WARM_UP_LR = 1e-5                       # From CoOp: the first epoch is constant
-AXES = ("method", "npt", "tau", "dataset", "seed", "w1", "w2", "lr")    # may have several values
+WEIGHTS = {"w1": 0.3, "w2": 0.8}        # Sec. 5, of L_LC and L_MI; without NPT 0
+AXES = ("method", "npt", "tau", "dataset", "seed", *WEIGHTS, "lr")      # may have several values
+TERMS = ("loss", "l_clip", "l_lc", "l_mi")
+READ_STEPS, SAVE_SECONDS = 20, 10.0     # how often terms are read and the state is kept
+LOCK = ".lock"
 
 
-def run(args):
-    """The whole job, or what a killed one left to do -> the contents of result.json."""
+def run(args, watch=None):
+    """The whole job, or what a killed one left to do -> the contents of result.json.
+
+    args    one of what parse() answers; watch: see train
+    """
     started = time.time()
-    dataset = data.load(args.dataset, args.data_root, classnames=args.classnames_file,
-                        seed=args.draw_seed)
-    data.cut_tests(dataset, args.test_images, args.draw_seed)
-    settle(args, dataset)
-    trained, items, n = training_set(dataset, args)                             # Sec. 5
-    parts = tested_classes(dataset, args)
-    names = [dataset.classnames[k] for k in trained]
-    settings = describe(args, names, n)
-    if runs.finished(args, dataset, settings):
-        return runs.read_json(args.out / "result.json")
+    whole = data.load(args.dataset, args.data_root, seed=args.draw_seed,
+                      classnames=args.classnames_file)
+    dataset = data.with_few_tests(whole, args.test_images, args.draw_seed)
+    backbone = args.backbone or ("tiny" if dataset.embedded else "ViT-B/16")
+    clip, weights_sha256 = read_clip(backbone, args.device, args.precision, args.activation)
+    settings, items = fill_in(args, dataset, clip, backbone, weights_sha256)            # Sec. 5
+    if args.out:
+        check_free(args.out, settings)
     data.check_pictures(dataset, items)
     data.check_pictures(dataset, dataset.test, decode=dataset.own)
+    torch.manual_seed(settings.seed)
+    learner = prompts.build(settings.method, clip, settings.trained_classes,
+                            **learner_settings(settings))
+    announce(learner, dataset, items, settings)
 
-    device = files.pick_device(args.device)
-    clip = clip_model.load(args.backbone, device, getattr(torch, args.precision))
-    torch.manual_seed(args.seed)
-    learner = prompts.build(args.method, clip, names, **learner_settings(args))
-    settings |= {"prompt_depth": getattr(learner, "prompt_depth", None),
-                 "weights_sha256": clip_model.fingerprint(args.backbone)}
-    messages.announce(learner, dataset, settings)
-    photos.inspect(dataset, items, clip)
-
-    with runs.claim(args, dataset, settings) as folder:
-        runs.write_json(folder / "run.json", {**settings, **runs.circumstances(learner, dataset)})
-        photos.keep_split(folder, dataset)
+    with claim(args.out, args.name, settings) as folder:
+        write_json(folder / "run.json", vars(settings) | circumstances(learner, dataset))
+        if dataset.own:
+            data.write(folder / "split.json", data.split_text(whole))
+        frozen = evaluate.FrozenFeatures(dataset, folder.parent / "features")
         # Zero-shot CLIP first: it shows at once whether pictures, names and labels fit together
-        plain = prompts.build("zeroshot", clip, names, ctx_init=dataset.template)
-        frozen = features.FrozenFeatures(dataset, folder.parent / "features")
-        zeroshot = score_parts(plain, dataset, parts, frozen, args.quiet)
-        for part, labels in parts.items():
-            messages.warn_near_chance(dataset, labels, part, zeroshot[part]["accuracy"])
-        last = learn(learner, dataset, items, args, folder, settings)
-        tuned = score_parts(learner, dataset, parts, frozen, args.quiet)
-        messages.warn_collapsed(last, len(names), tuned)
-        result = runs.result_of(settings, dataset, prompts.trainable(learner), tuned, zeroshot)
-        runs.write_json(folder / "result.json", result)
-    messages.report(result, settings["label"])
+        plain = prompts.build("zeroshot", clip, settings.trained_classes, ctx_init=dataset.template)
+        zeroshot = measure_parts(plain, dataset, settings, frozen, args.quiet)
+        warn_near_chance(dataset, zeroshot)
+        if not (folder / "prompts.pt").is_file():               # a killed run may have come so far
+            if items:
+                train(learner, dataset, items, settings, folder, args.quiet, watch)
+            save_prompts(folder, learner, settings)
+        # read back: an unbroken run and one that was killed go one way
+        prompts.load_trainable(learner, evaluate.read_prompts(folder)[1])
+        tuned = measure_parts(learner, dataset, settings, frozen, args.quiet)
+        result = result_of(settings, dataset, learner, tuned, zeroshot)
+        write_json(folder / "result.json", result)
+    warn_collapsed(folder, settings, tuned)
+    report(result, settings.label)
     print(f"{time.time() - started:.0f} s; saved in {folder}")
     return result
 
 
-def learn(learner, dataset, items, args, folder, settings):
-    """Train, or read what a killed run had kept -> L_CLIP over the last epoch, nan if read."""
-    last = math.nan
-    if not (folder / "prompts.pt").is_file():
-        last = train(learner, dataset, items, args, folder)
-        save_prompts(folder, learner, settings)
-    prompts.load_trainable(learner, saved.read_prompts(folder)[1])
-    return last
+@functools.lru_cache(maxsize=1)
+def read_clip(backbone, device, precision, activation):
+    """The frozen CLIP and the SHA-256 of its weights: read once for all runs of a process."""
+    device = clip_model.pick_device(device)
+    clip = clip_model.load(backbone, device, clip_model.pick_precision(precision, device),
+                           activation or "quick_gelu")
+    return clip, clip_model.fingerprint(backbone)
 
 
-def score_parts(learner, dataset, parts, frozen, quiet):
-    """{part: what evaluate.measure says of the learner on its classes}."""
-    show = None if quiet else "testing"
-    return {part: evaluate.score(learner, dataset, labels, frozen, show)[0]
+def measure_parts(learner, dataset, settings, frozen, quiet):
+    """{"base", "novel" or "all": what evaluate.measure says of the learner there}."""
+    parts = evaluate.tested_classes(dataset, vars(settings))
+    return {part: evaluate.score(learner, dataset, labels, frozen, None if quiet else "testing")[0]
             for part, labels in parts.items()}
 
 
-def training_set(dataset, args):
-    """Sec. 5: the classes that are trained, as labels of the dataset; their images; n_k of each."""
-    base, novel = data.halves(len(dataset.classnames))
-    trained = {"base": base, "all": base + novel}[args.classes]
-    if args.w1 and len(trained) < 2:
-        raise ValueError("--npt needs at least two classes to train on: mu of Eq. (5) has no value "
-                         "at K = 1")
-    if args.method == "zeroshot":
-        return trained, [], [0] * len(trained)
-    shuffle_seed = args.draw_seed if args.shuffle_classes else None
-    items = data.training_items(dataset, trained, args.shots, args.tau, args.draw_seed,
-                                shuffle_seed, args.images)
-    labels = torch.tensor([label for _, label in items])
-    return trained, items, torch.bincount(labels, minlength=len(trained)).tolist()
+def save_prompts(folder, learner, settings):
+    learned = {name: p.detach().cpu() for name, p in prompts.trainable(learner).items()}
+    content = clip_model.as_bytes({"learned": learned, "settings": vars(settings)})
+    data.write(folder / "prompts.pt", content)
 
 
-def tested_classes(dataset, args):
-    """{"base": labels, "novel": labels}, or {"all": labels} where all were trained."""
-    base, novel = data.halves(len(dataset.classnames))
-    parts = {"base": base, "novel": novel} if args.classes == "base" else {"all": base + novel}
-    if args.class_specific:
-        parts.pop("novel", None)                        # no context was learned for these
-    return {part: labels for part, labels in parts.items() if labels}
+# Eq. (7) and SGD -------------------------------------------------------------------------------
 
+def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
+    """SGD on Eq. (7) over the items [(picture, label)]; every step's terms go to folder/log.csv.
 
-# Training --------------------------------------------------------------------------------------
+    watch   called as watch(learner, dataset, items, step, folder) after each epoch
+    Raises ValueError where a term is not finite, with its name and step.
+    """
+    data.write_csv(folder / "drawn.csv", [("picture", "class"), *(
+        (name, settings.trained_classes[label]) for name, label in items)])
+    learned, clip = prompts.trainable(learner), learner.clip
+    device, n = clip.logit_scale.device, torch.tensor(settings.class_counts)
+    optimizer = torch.optim.SGD(learned.values(), lr=settings.lr, momentum=0.9, weight_decay=5e-4)
+    log = Log(folder, settings, data.steps(len(items), settings.batch_size))
+    this_run = identity(dataset, items, settings)
+    log.rows = resume(folder, learned, optimizer, this_run)         # a killed run's; else none
+    batches = data.training_batches(
+        dataset, items, clip.visual.resolution, device, settings.batch_size, settings.epochs,
+        settings.seed, start=log.step)
+    prior = losses.log_prior(n).to(device) if settings.logit_adjust else 0
+    mi_weights = losses.balancing_weights(n).to(device) if settings.balanced_mi else None
+    learner.train()
+    for images, y in tqdm(batches, desc="training", unit="step", mininterval=0.5, disable=quiet,
+                          initial=log.step, total=log.step + len(batches)):
+        images, y = images.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        optimizer.param_groups[0]["lr"] = log.rate(log.step)
+        logits, z, g = learner(images)                                                  # Eq. (1)
+        loss, terms = losses.npt_loss(
+            logits + prior, z, g, y, w1=settings.w1, w2=settings.w2,
+            reduction=settings.reduction, mi_weights=mi_weights)                        # Eq. (7)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        log.add(loss, terms)
+        if watch and log.step % log.steps_an_epoch == 0:
+            watch(learner, dataset, items, log.step, folder)
+        if log.seconds() > SAVE_SECONDS:
+            log.save_state(learned, optimizer, this_run)
+    log.write()
+    if not all(p.isfinite().all() for p in learned.values()):
+        raise ValueError(f"the learned tokens are no longer finite after the last step, {log.step}:"
+                         " try a smaller --lr")
+    learner.eval()
+
 
 def learning_rate(epoch, epochs, lr):
     """From CoOp: 1e-5 in epoch 0, then lr/2 (1 + cos(pi (e - 1) / E)), e = 1 .. E - 1."""
@@ -148,130 +187,551 @@ def learning_rate(epoch, epochs, lr):
     return lr / 2 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
-def train(learner, dataset, items, args, folder):
-    """SGD on Eq. (7) over the items [(picture, label)]; every step's terms go to folder/log.csv.
+# What is kept of a step ------------------------------------------------------------------------
+# A step depends on the learned tensors, the momentum and its number alone (the batches are drawn
+# from seed and step), so state.pt holds these and the terms so far: a run goes on bit for bit.
 
-    Returns the mean of L_CLIP over the last epoch, nan where nothing is learned. Raises ValueError
-    where a term is not finite, with its name and step.
+def resume(folder, learned, optimizer, this_run):
+    """Take up what a killed run had saved -> the terms of each of its steps, [] for a new run."""
+    path = folder / "state.pt"
+    if not path.is_file():
+        return []
+    try:
+        state = clip_model.read_tensors(path)
+        if state.pop("sha256") != seal(state, this_run):
+            raise ValueError("another's")
+    except Exception as error:                      # a damaged file raises any of a dozen types
+        raise ValueError(f"{path}: damaged, or of other settings or pictures than this run's; "
+                         "delete it to train from the start") from error
+    with torch.no_grad():
+        for name, p in learned.items():
+            p.copy_(state[name])
+            optimizer.state[p]["momentum_buffer"] = state[f"momentum of {name}"].to(p.device)
+    print(f"goes on   after step {len(state['rows'])}")
+    return state["rows"].tolist()
 
-    On a CPU one seed gives the same bytes; another number of threads takes some sums in another
-    order. On a GPU the gradient of fused attention is added up in no fixed order, so two runs of
-    one seed, or a killed one that went on, agree to rounding and not bit for bit.
+
+def seal(state, this_run):
+    """A sum over all of a state: it belongs to one run, and nothing of it can change."""
+    return hashlib.sha256((clip_model.tensors_sha256(state) + this_run).encode()).hexdigest()
+
+
+def identity(dataset, items, settings):
+    """SHA-256 over all that decides about a training: its settings and its pictures."""
+    told = {name: v for name, v in vars(settings).items() if name not in evaluate.PLACES}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+    for name, label in items:
+        digest.update(f"\n{label} {name} {dataset.sha256(name)}".encode())
+    return digest.hexdigest()
+
+
+class Log:
+    """Every step's terms, for log.csv and for going on. Stops where one is not finite."""
+
+    def __init__(self, folder, settings, steps_an_epoch):
+        self.folder, self.settings, self.steps_an_epoch = folder, settings, steps_an_epoch
+        self.rows, self.waiting, self.saved = [], [], time.monotonic()
+
+    @property
+    def step(self):
+        """Steps taken so far."""
+        return len(self.rows) + len(self.waiting)
+
+    def seconds(self):
+        """Since the state was saved."""
+        return time.monotonic() - self.saved
+
+    def rate(self, step):
+        """The learning rate of a step, counted from 0."""
+        return learning_rate(step // self.steps_an_epoch, self.settings.epochs, self.settings.lr)
+
+    def add(self, loss, terms):
+        values = [loss.detach(), *(terms[name] for name in TERMS[1:])]
+        self.waiting.append(torch.stack(values))        # on the device
+        if len(self.waiting) == READ_STEPS:             # each reading makes a GPU wait
+            self.read()
+
+    def read(self):
+        """Fetch what waits on the device, and stop where a term is not finite."""
+        while self.waiting:
+            self.rows.append(self.waiting.pop(0).tolist())
+            for name, value in list(zip(TERMS, self.rows[-1], strict=True))[::-1]:  # their sum last
+                if not math.isfinite(value):
+                    step = len(self.rows)
+                    self.waiting = []
+                    self.write()
+                    raise ValueError(f"{name} became {value} at step {step}, epoch "
+                                     f"{(step - 1) // self.steps_an_epoch}: try a smaller --lr, or "
+                                     "--precision bfloat16 or float32 in place of float16")
+
+    def save_state(self, learned, optimizer, this_run):
+        self.read()
+        state = {"rows": torch.tensor(self.rows, dtype=torch.float64)}
+        for name, p in learned.items():
+            state |= {name: p, f"momentum of {name}": optimizer.state[p]["momentum_buffer"]}
+        content = clip_model.as_bytes(state | {"sha256": seal(state, this_run)})
+        data.write(self.folder / "state.pt", content)
+        self.saved = time.monotonic()
+
+    def write(self):
+        self.read()
+        data.write_csv(self.folder / "log.csv", [("epoch", "step", "lr", *TERMS), *(
+            (i // self.steps_an_epoch, i + 1, *(f"{v:.6g}" for v in (self.rate(i), *terms)))
+            for i, terms in enumerate(self.rows))])
+
+
+# What a run is ---------------------------------------------------------------------------------
+
+NOT_SETTINGS = ("out", "quiet", "name")         # of the arguments; all others say what a run is
+
+
+def fill_in(args, dataset, clip, backbone, weights_sha256):
+    """What was asked for -> settings, all that a run is, and its training items, Sec. 5.
+
+    Every default that depends on method, dataset or CLIP is filled in here, but for the backbone
+    itself (run) and a folder's own counts (parse); nothing changes it afterwards. prompts.pt and
+    run.json hold the settings, result.json a part.
     """
-    learned = prompts.trainable(learner)
-    if not learned:
-        return math.nan
-    files.write_csv(folder / "drawn.csv", [("picture", "class"), *(
-        (name, dataset.classnames[label]) for name, label in items)])
-    clip, device = learner.clip, learner.clip.logit_scale.device
-    optimizer = torch.optim.SGD(learned.values(), lr=args.lr, momentum=0.9, weight_decay=5e-4)
-    rates = [learning_rate(epoch, args.epochs, args.lr) for epoch in range(args.epochs)]
-    log = runs.Log(folder, learned, optimizer, args, data.steps(len(items), args.batch_size), rates,
-                   watch=lambda: watched(learner, dataset, items))
-    batches = data.training_batches(dataset, items, clip.visual.resolution, device,
-                                    args.batch_size, args.epochs, args.seed, start=log.step)
-    prior, mi_weights = by_class_counts(items, args, device)
-    learner.train()
-    with log.bar:
-        for images, y in batches:
-            images, y = images.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            optimizer.param_groups[0]["lr"] = rates[log.epoch]
-            logits, z, g = learner(images)                                      # Eq. (1)
-            loss, terms = losses.npt_loss(
-                logits + prior, z, g, y, w1=args.w1, w2=args.w2, E_W=args.ew, E_H=args.eh,
-                reduction=args.reduction, mi_weights=mi_weights)                        # Eq. (7)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            log.add(loss, terms)
-    log.close()
-    learner.eval()
-    return log.last_epoch_mean("l_clip")
-
-
-def by_class_counts(items, args, device):
-    """What --logit-adjust adds to the logits, and --balanced-mi's weights; 0 and None without."""
-    n = torch.bincount(torch.tensor([label for _, label in items])).to(device)
-    prior = losses.log_prior(n) if args.logit_adjust else 0
-    return prior, losses.balancing_weights(n) if args.balanced_mi else None
-
-
-def watched(learner, dataset, items):
-    """runs.HISTORY of the training images, uncropped, as they stand now, and Remark 2's weights."""
-    clip = learner.clip
-    batches = data.batches(dataset, items, clip.visual.resolution, clip.logit_scale.device)
-    z, y = features.image_features(learner, batches)
-    numbers, p = evaluate.measure(learner, z, y)
-    cohesion, repulsion = losses.cohesion_repulsion(p, y.cpu())
-    return [*(numbers[name] for name in runs.HISTORY), *cohesion.tolist(), *repulsion.tolist()]
-
-
-# What is kept of a run -------------------------------------------------------------------------
-
-def describe(args, names, n):
-    """A run's settings, described once: prompts.pt and run.json hold them, result.json a part."""
-    models = [*weight_files.MODELS, "tiny"]
-    kept = {name: value for name, value in vars(args).items()
-            if name not in ("out", "quiet", "in_grid", "more_name")}
-    return {**kept, "backbone": runs.full_path(args.backbone, models),
-            "dataset": runs.full_path(args.dataset, data.NAMES),
-            "data_root": runs.full_path(args.data_root, ()),
-            "classnames_file": runs.full_path(args.classnames_file, ()),
-            "label": args.method + " + NPT" * args.npt + " + LA" * args.logit_adjust,
-            "trained_classes": names, "class_counts": n}
-
-
-def save_prompts(folder, learner, settings):
-    learned = {name: p.detach().cpu() for name, p in prompts.trainable(learner).items()}
-    content = weight_files.saved({"learned": learned, "settings": settings})
-    files.write(folder / "prompts.pt", content)
-
-
-# The settings ----------------------------------------------------------------------------------
-
-def check(args):
-    """Refuse what contradicts itself whatever the dataset is, before anything is loaded."""
-    if args.npt and args.method == "zeroshot":
-        raise ValueError("--npt is a training objective, and --method zeroshot trains nothing; "
-                         "choose another method")
-    if args.method == "zeroshot" and (args.epochs, args.batch_size, args.lr) != (None, None, None):
-        raise ValueError("--epochs, --batch-size and --lr are no settings of zeroshot")
-    prompts.resolve(args.method, **learner_settings(args))
-
-
-def learner_settings(args):
-    """What prompts.build takes of the arguments."""
-    return {"n_ctx": args.n_ctx, "ctx_init": args.ctx_init, "prompt_depth": args.prompt_depth,
-            "class_specific": args.class_specific}
-
-
-def settle(args, dataset):
-    """Fill in the defaults that depend on method and dataset, in place."""
     if dataset.test_only and args.method != "zeroshot":
         raise ValueError(f"{dataset.name} is a test set: train on imagenet, then evaluate.py "
                          f"--task domain-generalization --targets {dataset.name}")
-    args.classes = args.classes or ("base" if dataset.base_novel else "all")
-    args.backbone = args.backbone or ("tiny" if dataset.embedded else "ViT-B/16")
-    optimiser, depth = OPTIMISER[args.method], args.prompt_depth
-    if dataset.name == "imagenet" and args.classes == "all":
-        optimiser = optimiser | TRANSFER.get(args.method, {})
-        depth = depth or (prompts.TRANSFER_DEPTH if args.method == "maple" else None)
-    weights = {"w1": 0.3, "w2": 0.8} if args.npt else {"w1": 0.0, "w2": 0.0}        # Sec. 5
-    for name, value in {**optimiser, **weights}.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    settings = {**learner_settings(args), "prompt_depth": depth}
-    for name, value in prompts.resolve(args.method, **settings).items():
-        setattr(args, name, value)
+    asked = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
+    settings = argparse.Namespace(**asked)
+    settings.classes = args.classes or ("base" if dataset.base_novel else "all")
+    defaults = OPTIMISER[args.method] | {name: w * args.npt for name, w in WEIGHTS.items()}
+    if dataset.name == "imagenet" and settings.classes == "all" and args.method in TRANSFER:
+        defaults |= TRANSFER[args.method]
+        if args.method == "maple":
+            defaults["prompt_depth"] = prompts.TRANSFER_DEPTH
+    for name, value in defaults.items():
+        if getattr(settings, name) is None:
+            setattr(settings, name, value)
+    vars(settings).update(prompts.resolve(args.method, **learner_settings(settings)))
+    if args.method == "maple":
+        settings.prompt_depth = prompts.fit_depth(clip, settings.prompt_depth)
     if args.method == "zeroshot":
-        args.ctx_init = dataset.template
+        settings.ctx_init = dataset.template
+    settings.backbone = full_path(backbone, [*clip_model.MODELS, "tiny"])
+    settings.dataset = full_path(args.dataset, data.NAMES)
+    settings.data_root = full_path(args.data_root, ())
+    settings.classnames_file = full_path(args.classnames_file, ())
+    settings.precision = str(clip.text_projection.dtype).removeprefix("torch.")
+    settings.label = " + ".join([args.method, *["NPT"] * args.npt, *["LA"] * args.logit_adjust])
+    trained, items = training_set(dataset, settings)
+    n = torch.bincount(torch.tensor(data.labels_of(items), dtype=int), minlength=len(trained))
+    settings.trained_classes = [dataset.classnames[k] for k in trained]
+    settings.class_counts = n.tolist()
+    settings.weights_sha256 = weights_sha256
+    return settings, items
+
+
+def training_set(dataset, settings):
+    """Sec. 5: the classes that are trained, as labels of the dataset, and their images."""
+    base, novel = data.halves(len(dataset.classnames))
+    trained = {"base": base, "all": base + novel}[settings.classes]
+    if settings.w1 and len(trained) < 2:
+        raise ValueError("--npt needs at least two classes to train on: mu of Eq. (5) has no value "
+                         "at K = 1")
+    if settings.method == "zeroshot":
+        return trained, []
+    return trained, data.training_items(dataset, trained, settings.shots, settings.tau,
+                                        settings.draw_seed, shuffle_seed(settings), settings.images)
+
+
+def shuffle_seed(settings):
+    return settings.draw_seed if settings.shuffle_classes else None
+
+
+def learner_settings(settings):
+    """What prompts.build takes of the settings."""
+    return {name: getattr(settings, name)
+            for name in ("n_ctx", "ctx_init", "prompt_depth", "class_specific")}
+
+
+def full_path(name, known):
+    """So that a run can be evaluated from another working directory; known: names, not paths."""
+    if name is None or name in known:
+        return name
+    return str(Path(name).expanduser().resolve())
+
+
+def circumstances(learner, dataset):
+    """What else decided about the numbers."""
+    resolution = learner.clip.visual.resolution
+    return {"prompts": [learner.show_prompt(name) for name in learner.classnames],
+            "test_transform": str(data.transform(resolution, train=False)),
+            "train_transform": str(data.transform(resolution, True, dataset.crop_scale)),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                         "torchvision": torchvision.__version__}}
+
+
+def result_of(settings, dataset, learner, tuned, zeroshot):
+    """The contents of result.json: what was run, and its numbers."""
+    told = ("method", "npt", "tau", "seed", "draw_seed", "backbone", "precision", "classes",
+            "shots", "images", "epochs", "batch_size", "lr", *WEIGHTS, "reduction", "balanced_mi",
+            "logit_adjust", "test_images", "class_counts")
+    return {"dataset": dataset.name, **{name: getattr(settings, name) for name in told},
+            "split": dataset.split, "official_split": dataset.official_split,
+            **summary(tuned), "zeroshot": summary(zeroshot),
+            "prompts_sha256": clip_model.tensors_sha256(prompts.trainable(learner))}
+
+
+def summary(measures):
+    """Measures of the parts -> flat numbers; the Deltas without a prefix: on trained classes.
+
+    Open point: the paper does not say on which classes it measures; here on test images of the
+    trained classes, and of the novel ones beside them.
+    """
+    accuracy = {part: numbers["accuracy"] for part, numbers in measures.items()}
+    numbers = {"base": None, "novel": None, "harmonic_mean": None, **accuracy}
+    if {"base", "novel"} <= accuracy.keys():
+        numbers["harmonic_mean"] = evaluate.harmonic_mean(accuracy["base"], accuracy["novel"])
+    for part, prefix in (("base", ""), ("all", ""), ("novel", "novel_")):
+        numbers |= {prefix + name: value for name, value in measures.get(part, {}).items()
+                    if name != "accuracy"}
+    return {name: rounded(value) for name, value in numbers.items()}
+
+
+def rounded(value):
+    """Six decimals, words as they are; None for what could not be measured."""
+    if isinstance(value, str):
+        return value
+    return None if value is None or not math.isfinite(value) else round(value, 6)
+
+
+# A run's folder --------------------------------------------------------------------------------
+# A run works in its folder from the start. run.json says what it is, state.pt how far it is, and
+# result.json is written last, so a folder with it is finished. While a process works in a folder it
+# holds its lock, which the system frees with the process; so several processes can share a grid.
+
+class Taken(ValueError):
+    """A folder that this run can't have: it holds something else."""
+
+
+class Busy(Taken):
+    """A folder that another process works in."""
+
+
+class Finished(Taken):
+    """A folder that holds this very run, finished."""
+
+
+def check_free(folder, settings):
+    """Taken or Finished where a folder holds anything but a part of the run of these settings."""
+    if not folder.name or folder.exists() and not folder.is_dir():
+        raise Taken(f"{folder} must be a new or empty folder: choose another --out")
+    names = os.listdir(folder) if folder.is_dir() else []
+    if all(name == LOCK or name.endswith(".part") for name in names):
+        return
+    before = read_json(folder / "run.json") if "run.json" in names else None
+    if not isinstance(before, dict):
+        raise Taken(f"{folder} must be a new or empty folder, it holds files: choose another --out")
+    kind = "a finished run" if "result.json" in names else "an unfinished run"
+    for name, now in vars(settings).items():
+        if name not in evaluate.PLACES and before.get(name) != now:
+            raise Taken(f"{folder} holds {kind} with another {name} ({str(before.get(name))[:60]}, "
+                        f"now {str(now)[:60]}): choose another --out")
+    if "result.json" in names:
+        raise Finished(f"{folder} holds a finished run: choose another --out, or delete it")
+
+
+@contextlib.contextmanager
+def claim(out, name, settings):
+    """A run's folder, held by this process alone; the system frees it however the process ends.
+
+    out     the folder; None: runs/<name>, or the first of runs/<name>-2, -3, ... that it can have
+    """
+    numbered = (Path("runs") / (name + (f"-{i}" if i > 1 else "")) for i in itertools.count(1))
+    for folder in [out] if out else numbered:
+        lock = FileLock(folder / LOCK, blocking=False)
+        try:
+            hold(lock, folder, settings)
+            break
+        except Taken as error:
+            if out:
+                raise
+            print(f"note      {error}")
+    try:
+        yield folder
+    finally:
+        clean(folder)
+        lock.release()
+
+
+def hold(lock, folder, settings):
+    """Take a folder's lock. Busy, Taken, Finished where that can't be; ValueError for no folder."""
+    check_free(folder, settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        check_free(folder, settings)
+    except Timeout:
+        raise Busy(f"{folder}: another process works on this run") from None
+    except OSError as error:
+        raise ValueError(f"{folder} can't be made ({error.strerror}): give another --out") from None
+    except Taken:                                       # another process ended it just now
+        clean(folder)
+        lock.release()
+        raise
+
+
+def clean(folder):
+    """Remove what a finished run no longer needs."""
+    if (folder / "result.json").is_file():
+        for path in (folder / "state.pt", *folder.glob("*.part"), folder / LOCK):
+            with contextlib.suppress(OSError):          # absent; or Windows keeps an open file
+                path.unlink()
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected a file of a run ({error})") from None
+
+
+def write_json(path, content):
+    data.write(path, json.dumps(content, indent=1, allow_nan=False, default=str))
+
+
+# Grids -----------------------------------------------------------------------------------------
+
+def run_grid(plan, root):
+    """run(args) for all of a plan, in folders under `root` -> exit code, 1 where one failed.
+
+    Finished runs are skipped, killed ones go on, failing ones are named at the end. Several
+    processes may share a grid, torchrun's ranks or two commands: each takes what none works on.
+    """
+    rank, ranks = place_among_ranks()
+    for name in dict.fromkeys(args.dataset for args in plan):           # all there, before any work
+        data.load(name, plan[0].data_root, seed=plan[0].draw_seed,
+                  classnames=plan[0].classnames_file)
+    names = [args.name for args in plan]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two runs of this grid would be named {max(names, key=names.count)}: run "
+                         "them one by one")
+    for args in plan:
+        args.out = root / args.name
+    first = rank * len(plan) // ranks                                   # ranks begin apart
+    failed, busy = {}, []
+    for args in tqdm(plan[first:] + plan[:first], desc=f"grid {root}", unit="run",
+                     disable=rank > 0):
+        try:
+            run_quietly(args)
+        except Finished:
+            continue
+        except Busy:
+            busy.append(args)
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+            failed[args.name] = error
+    elsewhere = f"; another process works on {len(busy)}" if busy else ""
+    done = [args.out for args in plan if (args.out / "result.json").is_file()]
+    print(f"{len(done)} of {len(plan)} runs are finished in {root}{elsewhere}")
+    if done and rank == 0:
+        report_grid({folder.name: read_json(folder / "result.json") for folder in done})
+    for name, error in failed.items():
+        print(f"failed: {name}: {data.one_line(error)}", file=sys.stderr)
+    return int(bool(failed) and ranks == 1)     # torchrun would stop the ranks that still work
+
+
+def place_among_ranks():
+    """(this process's number, how many there are) among torchrun's; (0, 1) where it is alone."""
+    rank, ranks = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    if rank.isdecimal() and ranks.isdecimal() and int(rank) < int(ranks):
+        return int(rank), int(ranks)
+    return 0, 1
+
+
+def run_quietly(args):
+    """One run of a grid; of what it says only warnings are shown."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            run(args)
+    finally:
+        for line in said.getvalue().splitlines():
+            if line.startswith("warning"):
+                tqdm.write(f"{args.name}: {line}")
+
+
+# What is said ----------------------------------------------------------------------------------
+
+def announce(learner, dataset, items, settings):
+    """What is about to happen: prompts, images of each class, imbalance, trainable tensors."""
+    names, n, clip = settings.trained_classes, settings.class_counts, learner.clip
+    check_words(clip, dataset.classnames)
+    print(f"{settings.label} on {dataset.name}: {len(names)} {settings.classes} classes, "
+          f"CLIP {settings.backbone}, {settings.precision} on {clip.logit_scale.device.type}, seed "
+          f"{settings.seed}\nsplit     {dataset.split}")
+    for note in dataset.notes:
+        print(f"note      {note}")
+    print(f"prompts   {several([learner.show_prompt(name) for name in names], 3, '  ')}")
+    if dataset.own:
+        announce_photos(dataset, items)
+    if settings.method == "zeroshot":
+        print("trains    nothing: a prompt is written by hand, nothing is trained")
+        return
+    print(f"images    {sum(n)}: {several(n, 40, ' ')}; min/max = {min(n) / max(n):.4g} where "
+          f"{data.tau_words(settings.tau)}")
+    asked = data.asked_counts(dataset, range(len(n)), settings.shots, settings.tau,
+                              shuffle_seed(settings), settings.images)
+    short = [name for name, have, want in zip(names, n, asked, strict=True) if have < want]
+    if short:
+        print(f"warning: {len(short)} classes have fewer images than asked for and give all they "
+              f"have: {several(short, 5, ', ')}")
+    learned = prompts.trainable(learner)
+    shapes = [f"{name} {tuple(p.shape)}" for name, p in learned.items()]
+    print(f"trains    {sum(p.numel() for p in learned.values()):,} numbers in {len(learned)} "
+          f"tensors: {several(shapes, 4, ', ')}")
+    if settings.prompt_depth:
+        print(f"depth     {settings.prompt_depth} layers have tokens of their own")
+    terms = f" + {settings.w1:g} L_LC + {settings.w2:g} L_MI ({settings.reduction})"
+    print(f"objective L_CLIP{terms if settings.npt else ''}; {settings.epochs} epochs, batch "
+          f"{settings.batch_size}, lr {settings.lr:g}")
+    if settings.epochs == 1:
+        print("note      the first epoch is CoOp's warm-up, at lr 1e-05: one epoch learns next to "
+              "nothing")
+    K, d = len(names), clip.text_projection.shape[1]
+    if settings.w1 and d + 1 < K:
+        print(f"note      {K} classes in {d} dimensions: no simplex ETF exists; L_LC cannot fall "
+              f"below {losses.lc_floor(K, d, reduction=settings.reduction):.4g}")
+
+
+def several(words, most, between):
+    """The first of some words, and "..." where there are more."""
+    return between.join([*map(str, words[:most]), *["..."] * (len(words) > most)])
+
+
+def check_words(clip, classnames):
+    """ValueError for class names with words that this CLIP has no vectors for, as the tiny one."""
+    table = clip.token_embedding.weight
+    words = dict.fromkeys(word for name in classnames for word in name.replace("_", " ").split())
+    lacking = [word for word in words
+               if not table[clip_model.prompt_ids(word)[1:-1]].any(dim=1).all()]
+    if lacking:
+        raise ValueError(f"this CLIP never saw {len(lacking)} words of the class names, first "
+                         f"{', '.join(lacking[:5])}: they are zeros to it, their classes fall "
+                         "together; it knows the words of the embedded world only: choose "
+                         "--backbone ViT-B/16")
+
+
+def announce_photos(dataset, items):
+    """Of one's own photos: how many are used, and which are there twice."""
+    beyond, why = len(dataset.train) - len(items), ""
+    if beyond:
+        why += f"; {beyond} unused, beyond --tau, --shots or --classes"
+    if dataset.val:
+        why += f"; {len(dataset.val)} unused in val/"
+    print(f"photos    {len(items)} train, {len(dataset.test)} test{why}")
+    tested, torn = data.twins(dataset, items)
+    if tested:
+        print(f"warning: {len(tested)} test photos are training photos too, byte for byte, first "
+              f"{' = '.join(tested[0])}: remove one of each, or the accuracy promises too much")
+    if torn:
+        print(f"warning: {len(torn)} training photos stand in two classes, byte for byte, first "
+              f"{' = '.join(torn[0])}: one of the two classes is wrong")
+
+
+def warn_near_chance(dataset, zeroshot):
+    parts = evaluate.parts_of(dataset)
+    for part, numbers in zeroshot.items():
+        names, accuracy = [dataset.classnames[k] for k in parts[part]], numbers["accuracy"]
+        if len(names) > 1 and accuracy < 1.5 * 100 / len(names):
+            shown = (dataset.template.replace("{}", name.replace("_", " ")) for name in names[:3])
+            print(f"warning: zero-shot accuracy on {part} classes is {accuracy:.1f} %, near chance "
+                  f"({100 / len(names):.1f} %): do the class names say what the pictures show? "
+                  f"First prompts: {' '.join(shown)}")
+
+
+def warn_collapsed(folder, settings, tuned):
+    """Where L_CLIP over the last epoch and the accuracy on trained classes are those of a guess."""
+    K, accuracy = len(settings.trained_classes), next(iter(tuned.values()))["accuracy"]
+    if K == 1 or settings.method == "zeroshot":
+        return
+    steps = data.read_csv(folder / "log.csv")
+    last = [float(step["l_clip"]) for step in steps if step["epoch"] == steps[-1]["epoch"]]
+    if sum(last) / len(last) > 0.95 * math.log(K) and accuracy <= 150 / K:
+        print(f"warning: L_CLIP ended at {sum(last) / len(last):.3f}, near ln K = "
+              f"{math.log(K):.3f}, a guess among {K} classes: this run has collapsed; try a smaller"
+              " --lr or another --seed")
+
+
+def accuracies(result):
+    """Names of the accuracies that a result holds; beside one over all classes, their mean."""
+    names = ["base", "novel", "harmonic_mean", "all"]
+    if result.get("all") is not None:
+        names.append("mean_recall")
+    return [name for name in names if result.get(name) is not None]
+
+
+def report(result, label):
+    """The table a run ends with."""
+    columns = accuracies(result)
+    rows = [("", *columns, "Delta_LCD", "Delta_MID")]
+    for name, numbers in (("zero-shot", result["zeroshot"]), (label, result)):
+        deltas = (f"{numbers[delta]:.4f}" for delta in ("delta_lcd", "delta_mid"))
+        rows.append((name, *(numbers[c] for c in columns), *deltas))
+    print(f"\n{evaluate.table(rows)}")
+
+
+def report_grid(results):
+    """The table a grid ends with, means over the seeds. results: {run's name: result.json}.
+
+    Zero-shot CLIP's are over the same seeds: a split that is made here differs by seed.
+    """
+    cells, columns = {}, dict.fromkeys(c for r in results.values() for c in accuracies(r))
+    for name, result in results.items():
+        for row, numbers in ((f"zero-shot, {result['dataset']}", result["zeroshot"]),
+                             (re.sub(r"-seed\d+", "", name), result)):
+            cells.setdefault(row, {})[result["seed"]] = numbers
+    rows = [("mean over seeds", "seeds", *columns)]
+    for row, found in cells.items():
+        values = [[r[c] for r in found.values() if r.get(c) is not None] for c in columns]
+        rows.append((row, len(found), *(sum(v) / len(v) if v else "-" for v in values)))
+    print(evaluate.table(rows))
+    report_npt(results)
+
+
+def report_npt(results):
+    """NPT minus none over the runs that differ in nothing else, paired by seed."""
+    alike = [axis for axis in AXES if axis not in ("npt", "w1", "w2")]
+    plain = {tuple(r[axis] for axis in alike): r for r in results.values() if not r["npt"]}
+    differences = {}
+    for name, result in results.items():
+        without = plain.get(tuple(result[axis] for axis in alike))
+        for measure, value in judged_by(result).items() if result["npt"] and without else ():
+            row = f"{re.sub(r'-seed[0-9]+', '', name)}: {measure}"
+            differences.setdefault(row, []).append(value - judged_by(without)[measure])
+    if not differences:
+        return
+    rows = [("NPT minus none, paired by seed", "seeds", "points", "95 % interval", "so NPT is")]
+    for row, values in differences.items():
+        mean, half = sum(values) / len(values), evaluate.half_width(values) or 0
+        interval, words = f"{mean - half:+.2f} to {mean + half:+.2f}", "undecided"
+        if half < 0.005:                # one seed, or all moved by the same few test images
+            interval = "none"
+        elif abs(mean) > half:
+            words = "better" if mean > 0 else "worse"
+        rows.append((row, len(values), f"{mean:+.2f}", interval, words))
+    print(f"\n{evaluate.table(rows)}\nStudent's t over the seeds: it says how other seeds would "
+          "come out on these images, not how\nother images would, and of 20 rows without any "
+          "difference one is called better or worse by chance.")
+
+
+def judged_by(result):
+    """Accuracy and mean over classes of all that was tested; their H of base and novel classes."""
+    if result["harmonic_mean"] is not None:
+        means = result["mean_recall"], result["novel_mean_recall"]
+        return {"H": result["harmonic_mean"], "H of class means": evaluate.harmonic_mean(*means)}
+    accuracy = result["base"] if result.get("all") is None else result["all"]
+    return {"accuracy": accuracy, "mean over classes": result["mean_recall"]}
 
 
 # The command line ------------------------------------------------------------------------------
 
 def parser():
-    whole, number = files.whole, files.number
-    p = files.Parser(description="Tune prompts on a frozen CLIP with Eq. (7).")
+    whole, number = data.whole, data.number
+    p = data.Parser(description="Tune prompts on a frozen CLIP with Eq. (7).")
     p.add_argument("--method", choices=prompts.METHODS, default=["maple"], nargs="+",
                    help="prompt learner (maple); several values here, in --npt, --tau, --dataset, "
                         "--seed, --w1, --w2 or --lr are a grid of runs")
@@ -283,12 +743,8 @@ def parser():
         help="weight of L_LC, Eq. (5), with --npt (0.3); 0 is off")
     add("--w2", type=number(0), nargs="+", default=[None],
         help="weight of L_MI, Eq. (6), with --npt (0.8); 0 is off")
-    add("--ew", type=number(1e-6), default=1.0, help="E_W, squared length of texts (%(default)s)")
-    add("--eh", type=number(1e-6), default=1.0, help="E_H, squared length of images (%(default)s)")
     add("--reduction", choices=["mean", "sum"], default="mean",
         help="of Eqs. (5), (6): mean over pairs and images, or the printed sum (%(default)s)")
-    add("--balanced-mi", action="store_true",
-        help="L_MI as a mean over classes, not over images: then no imbalance enters it")
     add("--logit-adjust", action="store_true",
         help="L_CLIP on logits plus log(n_k / N): Menon et al. (2021), not in the paper")
 
@@ -299,23 +755,24 @@ def parser():
         help="min n_k / max n_k; 1 is balanced, smaller is longer-tailed (1; a folder of one's own "
              "without --shots keeps its own counts)")
     add("--shots", type=whole(1), help="images of the largest class (16; so a folder with --tau)")
-    add("--images", type=whole(1), metavar="N",
-        help="N in all, dealt evenly to the classes: a balanced control for a smaller --tau")
     add("--classes", choices=["base", "all"], help="train on the base half or on all classes "
                                                    "(base; a folder of one's own: all)")
     add("--shuffle-classes", action="store_true", help="deal the n_k by seed, not in label order")
     add("--classnames", dest="classnames_file", metavar="FILE",
         help="a folder's class names, a line `folder<TAB>name` each (the folders' names)")
-    add("--seed", type=files.seed, nargs="+", default=[1], help="of start, batches and crops (1)")
-    add("--draw-seed", type=files.seed, help="of the draw and of a split made here (--seed's)")
+    add("--seed", type=data.SEED, nargs="+", default=[1], help="of start, batches and crops (1)")
+    add("--draw-seed", type=data.SEED, help="of the draw and of a split made here (--seed's)")
 
     add_learner_options(p.add_argument_group("prompts and optimiser").add_argument)
     add_machine_options(p.add_argument_group("machine and files").add_argument)
+    # a laboratory's controls, not the paper's: so many images dealt evenly, L_MI as a mean over
+    # classes; assets/laboratory.py sets them
+    p.set_defaults(images=None, balanced_mi=False)
     return p
 
 
 def add_learner_options(add):
-    whole, number = files.whole, files.number
+    whole, number = data.whole, data.number
     add("--n-ctx", type=whole(1, 76), help="b, learned tokens (CoOp 16, CoCoOp 4, MaPLe 2)")
     add("--ctx-init", help="words they start from; '' starts at random (CoOp: at random; CoCoOp, "
                            "MaPLe: a photo of a)")
@@ -329,16 +786,15 @@ def add_learner_options(add):
 
 
 def add_machine_options(add):
-    whole = files.whole
-    add("--backbone", help=f"{', '.join(weight_files.MODELS)}, tiny, or a weights file (ViT-B/16; "
+    add("--backbone", help=f"{', '.join(clip_model.MODELS)}, tiny, or a weights file (ViT-B/16; "
                            "for the embedded world tiny)")
+    add("--activation", choices=list(clip_model.ACTIVATIONS),
+        help="of a weights file that is not OpenAI's: many of OpenCLIP's have gelu (quick_gelu)")
     add("--out", type=Path, help="run folder (runs/<dataset>-<method>..., numbered if taken); "
                                  "of a grid the folder of its runs (runs)")
-    add("--history", type=whole(0), default=0, metavar="N",
-        help="measure the training images N times an epoch, into history.csv (%(default)s: never)")
-    add("--test-images", type=whole(1), metavar="N",
+    add("--test-images", type=data.whole(1), metavar="N",
         help="test on N images a class, drawn by seed: every result then says subset (all)")
-    evaluate.add_machine_arguments(add)
+    evaluate.add_machine_options(add)
 
 
 def parse(argv=None):
@@ -346,38 +802,57 @@ def parse(argv=None):
     args = parser().parse_args(argv)
     args.npt = [word == "on" for word in args.npt or ["on"]]
     args.dataset = [d for name in args.dataset for d in (data.ALL if name == "all" else [name])]
-    if True not in args.npt and (args.w1, args.w2) != ([None], [None]):
-        raise ValueError("--w1 and --w2 weigh the terms of NPT: add --npt")
-    if True not in args.npt and (args.ew, args.eh, args.reduction) != (1.0, 1.0, "mean"):
-        raise ValueError("--ew, --eh and --reduction belong to the terms of NPT: add --npt")
-    if True not in args.npt and args.balanced_mi:
-        raise ValueError("--balanced-mi belongs to a term of NPT: add --npt")
-    if args.images and args.tau not in ([None], [1.0]):
-        raise ValueError("--images makes a balanced set, without --tau: leave one of them out")
+    weighted = any(getattr(args, name) != [None] for name in WEIGHTS)
+    if (weighted or args.reduction != "mean") and True not in args.npt:
+        raise ValueError("--w1, --w2 and --reduction belong to the terms of NPT: add --npt")
     several_values = [axis for axis in AXES if len(getattr(args, axis)) > 1]
     plan = {}
     for values in itertools.product(*(getattr(args, axis) for axis in AXES)):
         one = argparse.Namespace(**{**vars(args), **dict(zip(AXES, values, strict=True))})
         if several_values:
-            forget_what_does_not_matter(one, args)
+            forget_what_does_not_matter(one)
         check(one)
-        one.shots, one.tau = data.settled(one.dataset, one.shots, one.tau, one.images)
+        one.shots, one.tau = data.shots_and_tau(one.dataset, one.shots, one.tau)
         one.draw_seed = one.seed if one.draw_seed is None else one.draw_seed
-        one.more_name = [f"{axis}{getattr(one, axis):g}" for axis in ("w1", "w2", "lr")
-                         if axis in several_values and getattr(one, axis) is not None]
-        one.in_grid = one.quiet = bool(several_values)
+        one.name, one.quiet = run_name(one, several_values), bool(several_values)
         plan[tuple(getattr(one, axis) for axis in AXES)] = one
     return list(plan.values())
 
 
-def forget_what_does_not_matter(one, args):
+def forget_what_does_not_matter(one):
     """In a grid: w_1, w_2 without NPT, and what zero-shot CLIP has not."""
     if one.method == "zeroshot":
         one.class_specific = one.logit_adjust = False
         one.npt, one.tau, one.lr = False, None, None
         one.epochs = one.batch_size = one.n_ctx = one.ctx_init = one.prompt_depth = None
     if not one.npt:
-        one.w1, one.w2, one.balanced_mi = None, None, False
+        vars(one).update(dict.fromkeys(WEIGHTS))
+
+
+def check(args):
+    """Refuse what contradicts itself whatever the dataset is, before anything is loaded."""
+    if args.npt and args.method == "zeroshot":
+        raise ValueError("--npt is a training objective, and --method zeroshot trains nothing; "
+                         "choose another method")
+    if args.method == "zeroshot" and (args.epochs, args.batch_size, args.lr) != (None, None, None):
+        raise ValueError("--epochs, --batch-size and --lr are no settings of zeroshot")
+    prompts.resolve(args.method, **learner_settings(args))
+
+
+def run_name(args, several_values):
+    """The name of a run's folder; several_values: the axes of the grid that it is of."""
+    name = args.dataset
+    if name not in data.NAMES:
+        name = Path(name).expanduser().resolve().name
+    words = [name, args.method]
+    words += ["npt"] if args.npt else []
+    words += ["la"] if args.logit_adjust else []
+    if args.method != "zeroshot":
+        words.append("natural" if args.tau is None else f"tau{args.tau:g}")
+    words.append(f"seed{args.seed}")
+    words += [f"{axis}{getattr(args, axis):g}" for axis in (*WEIGHTS, "lr")
+              if axis in several_values and getattr(args, axis) is not None]
+    return "-".join(words)
 
 
 def main(argv=None):
@@ -387,13 +862,13 @@ def main(argv=None):
         if not argv:
             print(f"python train.py {BARE}")
         plan = parse(argv or BARE.split())
-        if plan[0].in_grid:
-            return runs.run_grid(run, plan, plan[0].out or Path("runs"))
-        if runs.rank() == 0:                            # torchrun's other ranks have none to do
+        if plan[0].quiet:
+            return run_grid(plan, plan[0].out or Path("runs"))
+        if place_among_ranks()[0] == 0:                 # torchrun's other ranks have none to do
             run(plan[0])
         return 0
 
-    return files.exit_code(job, "interrupted; the same command goes on where it stopped")
+    return data.run_script(job, "interrupted; the same command goes on from its last saved state")
 
 
 if __name__ == "__main__":

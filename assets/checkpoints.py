@@ -1,29 +1,25 @@
-"""Checkpoints as the original CoOp, CoCoOp and MaPLe write and read them.
+"""Checkpoints of the original CoOp, CoCoOp and MaPLe: into a run's folder, and out of one.
 
-    python evaluate.py --checkpoint output/.../prompt_learner/model.pth.tar-50 --dataset eurosat
-    python assets/checkpoints.py RUN --out prompt_learner/model.pth.tar-50      # a run of ours
+    python assets/checkpoints.py model.pth.tar-50 --dataset eurosat --out runs/theirs
+    python assets/checkpoints.py RUN --out prompt_learner/model.pth.tar-50
 
-From CoOp (Dassl): torch.save of a dictionary, the tensors under "state_dict", beside them epoch,
-val_result, optimizer and scheduler. The names:
+The folder is as train.py leaves one, without numbers: evaluate.py measures it as any run. From CoOp
+(Dassl): the tensors lie under "state_dict", beside epoch, val_result, optimizer and scheduler:
 
     CoOp     ctx (b, w), or (K, b, w) where each class has its own      in prompt_learner/
     CoCoOp   ctx (b, w), meta_net.linear1/2.weight/bias                 in prompt_learner/
     MaPLe    prompt_learner. before ctx (b, w), proj.weight/bias,       in MultiModalPromptLearner/
              compound_prompts_text.0.. and compound_prompt_projections.0..; CLIP itself besides
 
-and for all three token_prefix and token_suffix, the embedded rest of the prompts of the classes
-that were trained. The originals pass over these two when they load, and so do we; but they tell
-whether CLIP and the prompt's words are the right ones, and that is checked.
+and for all three token_prefix (K, 1, w) and token_suffix (K, T, w): the start token, and what
+follows the learned tokens, embedded, of the trained classes. The originals pass over these two.
+Here they tell whether CLIP, words and classes are the right ones.
 
-A scheduler with a warm-up is saved with whole Python objects in it, val_result of some versions is
-a numpy number: torch.load(weights_only=True) refuses both. Here IGNORED names such objects, and an
-empty stand-in takes their place. So no code of a file is run, and none of numpy's or torch's
-optimisers either; a file that names anything else is refused.
-
-Open point: a file doesn't say where the class name stands in CoOp's prompt. Here it is at the end,
-as in the papers' scripts.
+Whole Python objects stand in such a file too, a scheduler's and numpy's numbers, which
+torch.load(weights_only=True) refuses. For those in IGNORED it gets empty stand-ins; so no code of a
+file is run, none of numpy's or of torch's optimisers either. Any other name is refused.
 """
-import json
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -34,24 +30,23 @@ sys.path.insert(0, str(Path(__file__).parents[1]))      # when it runs as a scri
 
 import clip_model
 import data
+import evaluate
 import prompts
-from assets import files, saved, weight_files
+import train
 
-OPTIONS = ("method", "backbone", "dataset", "ctx_init")         # that go with --checkpoint alone
 LEARNED = r"ctx|meta_net\..+|proj\.(weight|bias)|compound_prompt.+"
 FOLDER = {"coop": "prompt_learner", "cocoop": "prompt_learner", "maple": "MultiModalPromptLearner"}
+UNKNOWN = data.Dataset("unknown", [], "", [], [], [], "unknown", False, Path())     # no dataset's
+NEAR = 0.02             # of a vector's length, to be the same one; half precision moves it by 0.001
 
-
-# Reading -----------------------------------------------------------------------------------------
 
 class Ignored:
     """Stands where a file has an object that nobody reads."""
 
     def __init__(self, *_):
-        pass
+        """Takes anything, keeps nothing."""
 
-    def __setstate__(self, _):
-        pass
+    __setstate__ = __init__
 
 
 def plain_dict(*_):
@@ -73,222 +68,232 @@ IGNORED = [
 def read(path):
     """A checkpoint -> {name: tensor} without prefixes, learned ones and the two buffers; its epoch.
 
-    FileNotFoundError where there is no file, ValueError where it is none of the three methods'.
+    ValueError where it is none of the three methods'.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a checkpoint of CoOp, CoCoOp or "
-                                "MaPLe, as model.pth.tar-5")
     try:
         with torch.serialization.safe_globals(IGNORED):
-            content = weight_files.read(path)
+            content = clip_model.read_tensors(path)
         state = content.get("state_dict", content)
         tensors = {name.removeprefix("module.").removeprefix("prompt_learner."): tensor
                    for name, tensor in state.items()}
     except PermissionError:
         raise
     except Exception as error:                  # a damaged file raises any of a dozen types
-        raise ValueError(f"{path}: {reason(error)}") from None
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        if asked:
+            raise ValueError(f"asks to run {asked[1][:80]}, which learned tensors have no need of; "
+                             "nothing in it was run. Get it from where you trust it") from None
+        raise ValueError("not a checkpoint, or a damaged one; expected a dictionary with "
+                         "state_dict, as torch.save writes it. Copy it again") from None
     if any("VPT" in name for name in tensors):
-        raise ValueError(f"{path}: holds visual prompts that nothing projects (VPT, independent V-L"
-                         " prompting), expected CoOp, CoCoOp or MaPLe")
-    kept = {name: tensor for name, tensor in tensors.items()
-            if re.fullmatch(LEARNED + "|token_prefix|token_suffix", name)}
+        raise ValueError("holds visual prompts that nothing projects (VPT), expected CoOp, CoCoOp "
+                         "or MaPLe")
+    kept = {name: tensor for name, tensor in tensors.items() if torch.is_tensor(tensor)
+            and re.fullmatch(LEARNED + "|token_prefix|token_suffix", name) and not tensor.is_meta}
     for name, tensor in kept.items():
-        check_tensor(path, name, tensor)
+        clip_model.check_weight(name, tensor)
     if "ctx" not in kept or kept["ctx"].ndim not in (2, 3):
-        raise ValueError(f"{path}: holds no learned tokens (ctx of 2 or 3 dimensions); expected a "
+        raise ValueError("holds no learned tokens (ctx of 2 or 3 dimensions); expected a "
                          "checkpoint of CoOp, CoCoOp or MaPLe")
-    epoch = content.get("epoch")
-    return kept, epoch if type(epoch) is int else "unknown"
+    return kept, content["epoch"] if type(content.get("epoch")) is int else None
 
 
-def reason(error):
-    """Why torch.load refused a file, as an end of a line."""
-    asked = re.search(r"GLOBAL (\S+)", str(error))
-    if asked:
-        return (f"asks to run {asked[1][:80]}, which learned tensors have no need of; nothing in "
-                "it was run. Get the file from where you trust it")
-    return ("not a checkpoint, or a damaged one; expected a dictionary with state_dict, as "
-            "torch.save writes it. Copy it again")
-
-
-def check_tensor(path, name, tensor):
-    """ValueError unless it is dense, of floating point, whole and finite."""
-    sound = (torch.is_tensor(tensor) and tensor.layout == torch.strided and not tensor.is_meta
-             and tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-             and tensor.nbytes <= tensor.untyped_storage().nbytes())
-    if not sound or not tensor.isfinite().all():
-        raise ValueError(f"{path}: {name[:60]} is no dense tensor of finite numbers; copy the file "
-                         "again, or train again")
-
-
-def method_of(tensors):
-    """Whose learned tensors these are."""
-    if "meta_net.linear1.weight" in tensors:
-        return "cocoop"
-    return "maple" if "proj.weight" in tensors else "coop"
-
-
-def settings_of(tensors, method, ctx_init):
-    """What prompts.build() takes, from the shapes; ctx_init: the words, None for the method's."""
+def settings_of(tensors, ctx_init):
+    """The method, and what prompts.build() takes for it, from names and shapes and --ctx-init."""
+    method = "maple" if "proj.weight" in tensors else "coop"
+    method = "cocoop" if "meta_net.linear1.weight" in tensors else method
     depth = 1 + sum(name.startswith("compound_prompts_text.") for name in tensors)
-    return prompts.resolve(method, n_ctx=tensors["ctx"].shape[-2], ctx_init=ctx_init,
-                           prompt_depth=depth if method == "maple" else None,
-                           class_specific=tensors["ctx"].ndim == 3)
+    return method, prompts.resolve(method, n_ctx=tensors["ctx"].shape[-2], ctx_init=ctx_init,
+                                   prompt_depth=depth if method == "maple" else None,
+                                   class_specific=tensors["ctx"].ndim == 3)
 
 
-# A learner for evaluate.py -----------------------------------------------------------------------
-
-def add_options(add):
-    """Options of evaluate.py; add: a group's add_argument."""
-    add("--checkpoint", type=Path, metavar="FILE",
-        help="evaluate the originals' model.pth.tar-N in place of a run's folder")
-    add("--method", choices=list(FOLDER), help="whose it is (read from its tensors)")
-    add("--dataset", help="the dataset that it was trained on, or a folder of pictures")
-    add("--backbone", help="the CLIP that it was trained on (ViT-B/16; for the world tiny)")
-    add("--ctx-init", help="words that its tokens started from, '' for none (as in train.py)")
-
-
-def check(args):
-    """Refuse options that do not go together."""
-    if bool(args.run) == bool(args.checkpoint):
-        raise ValueError("expected a run's folder, or --checkpoint FILE, one of the two")
-    odd = [name for name in OPTIONS if getattr(args, name) is not None and not args.checkpoint]
-    if odd:
-        raise ValueError(f"--{odd[0].replace('_', '-')} goes with --checkpoint; a run's folder "
-                         "says it itself")
-    if not args.checkpoint:
-        return
-    for name in ("table", "report"):
-        if getattr(args, name):
-            raise ValueError(f"--{name} is made of runs' folders: leave out --checkpoint")
-    if not (args.dataset or args.classnames or args.task not in (None, "base-to-novel")):
-        raise ValueError("--checkpoint needs --dataset, whose classes are to be told apart")
+def ids_of(buffer, clip):
+    """Embedded tokens (K, T, w) -> K lists of the ids of this CLIP's tokens, -1 for any others."""
+    table = clip.token_embedding.weight.float()
+    if buffer.ndim != 3 or buffer.shape[2] != table.shape[1]:
+        return [[-1]]
+    rows, where = buffer.float().flatten(0, 1).unique(dim=0, return_inverse=True)
+    ids = torch.cat([torch.cdist(part, table).argmin(dim=1) for part in rows.split(64)])
+    apart = (rows - table[ids]).norm(dim=1)
+    ids[apart > NEAR * table[ids].norm(dim=1)] = -1
+    return ids[where].view(buffer.shape[:2]).tolist()
 
 
-def place(args):
-    """Where evaluate.py puts what it finds: a folder beside the file."""
-    name = data.short_name(args.dataset) if args.dataset else "other"
-    return args.checkpoint.with_name(f"{args.checkpoint.name}-{name}")
+def read_classes(tensors, clip, backbone, fixed):
+    """What follows the learned tokens of each class: K lists of ids up to the end token, or None.
 
-
-def load(args, device, dtype, classnames=None):
-    """-> learner with a checkpoint's tensors, and settings as train.py would have saved them.
-
-    Raises ValueError with the file's name where its tensors don't fit method, CLIP or words.
+    ValueError where it is not of this CLIP, or doesn't begin with the ids of the `fixed` words.
     """
-    path, (tensors, epoch) = args.checkpoint, read(args.checkpoint)
-    method = method_of(tensors)
+    other = f"of CLIP {backbone}: give the --backbone that it was trained on"
+    w, own = tensors["ctx"].shape[-1], clip.token_embedding.embedding_dim
+    if w != own:
+        raise ValueError(f"its tokens are {w} wide, not {own} as those {other}")
+    start, end = clip_model.prompt_ids("")
+    if "token_prefix" in tensors and [start] not in ids_of(tensors["token_prefix"], clip):
+        raise ValueError(f"its start token is not that {other}")
+    if "token_suffix" not in tensors:
+        return None
+    rows = ids_of(tensors["token_suffix"], clip)
+    rows = [ids[:ids.index(end) + 1] if end in ids else [-1] for ids in rows]
+    if any(-1 in ids for ids in rows):
+        raise ValueError(f"its class names are not in tokens {other}")
+    if any(ids[:len(fixed)] != fixed for ids in rows):
+        raise ValueError(f"it was not trained with {texts([fixed])[0]!r} behind its learned tokens:"
+                         " give its words by --ctx-init, or --ctx-init '' for none")
+    return rows
+
+
+def texts(rows):
+    """Lists of token ids -> their texts, in lower case, a space between all words and signs."""
+    tokenizer = clip_model.Tokenizer()
+    symbols = {i: symbol for symbol, i in tokenizer.ids.items()}
+    bytes_of = {symbol: b for b, symbol in tokenizer.byte_symbol.items()}
+    words = ["".join(symbols[i] for i in ids).split("</w>") for ids in rows]
+    return [b" ".join(bytes(bytes_of[c] for c in word) for word in of_one).decode(
+        errors="replace").strip() for of_one in words]
+
+
+def choose_classes(dataset, K, asked):
+    """Which of a dataset's classes K trained ones are -> "all" or "base", or "", and their names.
+
+    asked   --classes, which decides where the number K is not known (None)
+    """
+    base, novel = data.halves(len(dataset.classnames))
+    parts, name = {"all": base + novel, "base": base}, dataset.name
+    if K is None:
+        asked = asked or ("base" if dataset.base_novel else "all")
+        print(f"note      the file doesn't tell its classes: taken for {asked} of {name}'s")
+    for part, labels in parts.items():
+        if asked in (None, part) and K in (None, len(labels)):
+            return part, [dataset.classnames[k] for k in labels]
+    print(f"note      it was trained on {K} classes, not on {asked or 'all or base'} of {name} "
+          f"({len(parts['all'])}, {len(base)}): none is base or novel, and {name} is left out")
+    return "", []
+
+
+def check_classes(learner, rows, dataset):
+    """ValueError where the class names in a file, if there, are not those of the learner."""
+    for k, (name, ids) in enumerate(zip(learner.classnames, rows or (), strict=bool(rows))):
+        if learner.token_ids(k, name)[1 + learner.n_learned:] != ids:
+            raise ValueError(f"it was trained on other classes than {dataset.name} has: number "
+                             f"{k + 1} is {texts([ids[:-1]])[0]!r}, there {name!r}: give the "
+                             "--dataset that it was trained on, or none")
+
+
+def load(args, dataset):
+    """-> learner with a file's tensors, settings as train.py's, and the dataset or UNKNOWN."""
+    tensors, epoch = read(args.source)
+    method, built = settings_of(tensors, args.ctx_init)
     if args.method not in (None, method):
-        raise ValueError(f"{path} holds the tensors of {method}, not of --method {args.method}")
-    dataset = data.load(args.dataset, args.data_root or "data") if args.dataset else None
-    backbone = args.backbone or ("tiny" if dataset and dataset.embedded else "ViT-B/16")
-    clip = clip_model.load(backbone, device, dtype)
-    halved = dataset and (dataset.base_novel or args.classes in ("base", "novel"))
-    if dataset and tensors["ctx"].ndim == 3:                    # a context for each class
-        halved = len(tensors["ctx"]) < len(dataset.classnames)
-    names = trained_classes(dataset, halved)
-    try:
-        built = settings_of(tensors, method, args.ctx_init)
-        learner = prompts.build(method, clip, classnames or names, **built)
-        fill(learner, tensors, backbone)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    print(f"{method} of {path}, epoch {epoch}: {learner.show_prompt(learner.classnames[0])}")
-    if dataset and not dataset.official_split:
-        print("note      the split is not that of the papers: pictures that trained the checkpoint "
-              "may be tested on")
-    return learner, {**dict.fromkeys(saved.SETTINGS), **built, "method": method, "label": method,
-                     "backbone": backbone, "dataset": args.dataset,
-                     "data_root": args.data_root or "data", "draw_seed": 1,
-                     "classes": "base" if halved else "all", "trained_classes": names,
-                     "class_counts": [None] * len(names)}       # the file doesn't say how many
-
-
-def trained_classes(dataset, halved):
-    """Names of the classes that a checkpoint was trained on: the base half, or all."""
-    if dataset is None:
-        return ["object"]                                       # others take its place
-    if not halved:
-        return dataset.classnames
-    return [dataset.classnames[k] for k in data.halves(len(dataset.classnames))[0]]
-
-
-def fill(learner, tensors, backbone):
-    """Copy the tensors in; ValueError where they belong to another CLIP, or other words."""
-    table, ctx = learner.clip.token_embedding.weight, tensors["ctx"]
-    if ctx.shape[-1] != table.shape[1]:
-        raise ValueError(f"its tokens are {ctx.shape[-1]} wide, those of CLIP {backbone} "
-                         f"{table.shape[1]}: give the --backbone that it was trained on")
+        raise ValueError(f"it holds the tensors of {method}, not of --method {args.method}")
+    usual = {768: "ViT-L/14"}.get(tensors["ctx"].shape[-1], "ViT-B/16")     # by its tokens' width
+    backbone = args.backbone or ("tiny" if dataset.embedded else usual)
+    clip, weights_sha256 = clip_model.load(backbone), clip_model.fingerprint(backbone)
+    fixed = clip_model.prompt_ids(built["ctx_init"])[1:-1][built["n_ctx"]:]     # MaPLe's "of a"
+    rows = read_classes(tensors, clip, backbone, fixed)
+    of_each = rows or (tensors["ctx"] if tensors["ctx"].ndim == 3 else None)
+    K = None if of_each is None else len(of_each)
+    part, names = choose_classes(dataset, K, args.classes) if args.dataset else ("", [])
+    if not part and not rows:
+        raise ValueError("it holds no class names: give the --dataset that it was trained on")
+    if not part:
+        dataset, part = UNKNOWN, "all"
+        names = [text.removesuffix(".").strip()
+                 for text in texts([ids[len(fixed):-1] for ids in rows])]
+    train.check_words(clip, names)
+    learner = prompts.build(method, clip, names, **built)
     prompts.load_trainable(learner, tensors)
-    start, *rest, _ = clip_model.prompt_ids(learner.template.removesuffix(" {}."))
-    fixed = rest[learner.n_learned:]                            # "of a" in MaPLe's prompts
-    if not stand_there(tensors.get("token_prefix"), table[[start]]):
-        raise ValueError(f"its start token is not that of CLIP {backbone}: give the --backbone "
-                         "that it was trained on")
-    if not stand_there(tensors.get("token_suffix"), table[fixed]):
-        words = " ".join(learner.template.split(" ")[learner.n_learned:-1])
-        raise ValueError(f"it was not trained with {words!r} behind its learned tokens: give its "
-                         "words by --ctx-init, or --ctx-init '' for none")
+    check_classes(learner, rows, dataset)
+    options = vars(train.parser().parse_args([])).keys()
+    return learner, argparse.Namespace(**{
+        name: None for name in options if name not in train.NOT_SETTINGS} | built | {
+        "method": method, "label": method, "epochs": epoch, "draw_seed": 1, "classes": part,
+        "backbone": train.full_path(backbone, [*clip_model.MODELS, "tiny"]),
+        "weights_sha256": weights_sha256, "data_root": train.full_path(args.data_root, ()),
+        "dataset": "unknown" if dataset is UNKNOWN else train.full_path(args.dataset, data.NAMES),
+        "trained_classes": names, "class_counts": [None] * len(names),      # a file has no counts
+        "checkpoint": f"{args.source.name}, {clip_model.file_sha256(args.source)}"}), dataset
 
 
-def stand_there(buffer, embeddings):
-    """Whether a buffer (K, T, w), if it is there, begins with these embeddings (n, w)."""
-    if buffer is None or not len(embeddings):
-        return True
-    if buffer.ndim != 3 or buffer.shape[1] < len(embeddings) or not len(buffer):
-        return False
-    found = buffer[0, :len(embeddings)].to(embeddings.device).float()
-    apart = (found - embeddings.float()).norm(dim=1)
-    return bool((apart <= 0.02 * embeddings.float().norm(dim=1)).all())     # half precision: 0.001
+def import_run(args):
+    """The originals' file -> a run's folder, with the tensors, the settings and no numbers."""
+    dataset = data.load(args.dataset, args.data_root) if args.dataset else UNKNOWN
+    try:
+        learner, settings, dataset = load(args, dataset)
+    except ValueError as error:
+        raise ValueError(f"{args.source}: {error}") from None
+    with train.claim(args.out, None, settings) as folder:
+        shown = [learner.show_prompt(name) for name in learner.classnames]
+        train.write_json(folder / "run.json", vars(settings) | {"prompts": shown})
+        if dataset.own:
+            data.write(folder / "split.json", data.split_text(dataset))
+        learned = {name: p.detach() for name, p in prompts.trainable(learner).items()}
+        content = {"learned": learned, "settings": vars(settings)}
+        data.write(folder / "prompts.pt", clip_model.as_bytes(content))
+        result = train.result_of(settings, dataset, learner, tuned={}, zeroshot={})
+        train.write_json(folder / "result.json", result)
+    epoch, more = settings.epochs or "unknown", ""
+    print(f"{settings.method}, epoch {epoch}, {len(shown)} classes: {shown[0]}")
+    if settings.method == "coop":       # Open point: CLASS_TOKEN_POSITION is in no tensor
+        print("note      the class name is taken to stand at the end, not in the middle or in "
+              "front: the file doesn't say where")
+    if dataset is UNKNOWN:
+        more = " --task cross-dataset --targets DATASET"
+    elif not dataset.official_split:
+        print("note      not the papers' split: pictures that trained it may be tested on")
+    print(f"saved in {folder}; nothing is measured yet: python evaluate.py {folder}{more}")
 
 
-# Writing -----------------------------------------------------------------------------------------
+def export_run(run, out):
+    """A run's folder -> a checkpoint of the originals' form at `out`.
 
-def as_original(settings, learned, val_result):
-    """A run's tensors as the dictionary that the originals load.
-
-    Made for load_model() of CoOp's trainers/coop.py and cocoop.py and of MaPLe's trainers/maple.py:
-    they take the file from <folder>/<FOLDER[method]>/model.pth.tar-<epoch>, read state_dict and
-    epoch, and load with strict=False, so CLIP's weights and the buffers may be absent. There is no
-    optimizer: their --resume can't go on from it. Dassl's own load_model prints val_result as a
-    number, so it is one.
+    Their load_model() in trainers/*.py reads state_dict and epoch and loads with strict=False:
+    CLIP's weights and the buffers may be absent. Dassl prints val_result as a number. Without an
+    optimizer their --resume can't go on from it.
     """
-    prefix = "prompt_learner." if settings["method"] == "maple" else ""
-    return {"state_dict": {prefix + name: tensor for name, tensor in learned.items()},
-            "epoch": settings.get("epochs", 0), "optimizer": None, "scheduler": None,
-            "val_result": val_result}
-
-
-def export(run, out):
-    """A run's folder -> a checkpoint of the originals' form at `out`."""
-    if not (run / "result.json").is_file() or not (run / "prompts.pt").is_file():
-        raise FileNotFoundError(f"{run} is no finished run: expected result.json and prompts.pt in "
-                                "it, as train.py leaves them")
-    settings, learned = saved.read_prompts(run)
+    settings, learned = evaluate.read_prompts(run)
     method = settings["method"]
     if method not in FOLDER:
-        raise ValueError(f"{run} is a run of {method}, which learns nothing; choose one of "
-                         f"{', '.join(FOLDER)}")
-    files.check_output("--out", out)
-    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    accuracy = result.get("base", result.get("all")) or 0.0
-    files.write(out, weight_files.saved(as_original(settings, learned, float(accuracy))))
+        raise ValueError(f"{run} is a run of {method}, which learns nothing")
+    data.check_output("--out", out)
+    result, prefix = train.read_json(run / "result.json"), "prompt_learner." * (method == "maple")
+    content = {"state_dict": {prefix + name: tensor for name, tensor in learned.items()},
+               "epoch": settings.get("epochs") or 0, "optimizer": None, "scheduler": None,
+               "val_result": float(result.get("base") or result.get("all") or 0)}
+    data.write(out, clip_model.as_bytes(content))
     print(f"saved in {out}: {method}, {len(learned)} tensors; the original looks for it in "
           f"{FOLDER[method]}/ under model.pth.tar-<epoch>")
 
 
 def main(argv=None):
-    p = files.Parser(description="A run's learned tensors as a checkpoint that the original CoOp, "
-                                 "CoCoOp or MaPLe loads.")
-    p.add_argument("run", type=Path, help="folder that train.py made")
-    p.add_argument("--out", type=Path, required=True, help="the file, as model.pth.tar-5")
+    p = data.Parser(description="A checkpoint of the original CoOp, CoCoOp or MaPLe into a run's "
+                                "folder, or a run's folder into such a checkpoint.")
+    p.add_argument("source", type=Path, metavar="FILE|RUN", help="model.pth.tar-N, or a folder")
+    p.add_argument("--out", type=Path, required=True, help="the run's folder, or the file")
+    add = p.add_argument_group("for a file alone; a run's folder says it itself").add_argument
+    add("--dataset", help="that it was trained on, or a folder of pictures (none: its class names "
+                          "are read from the file, for other datasets and photos)")
+    add("--data-root", default="data", help="folder of the datasets (%(default)s)")
+    add("--classes", choices=["base", "all"], help="of the dataset (as many as the file has)")
+    add("--method", choices=list(FOLDER), help="whose it is (read from its tensors)")
+    add("--backbone", help="the CLIP that it was trained on (ViT-B/16; for the world tiny)")
+    add("--ctx-init", help="words that its tokens started from, '' for none (as in train.py)")
 
     def job():
         args = p.parse_args(argv)
-        export(args.run, args.out)
+        if args.source.is_file():
+            return import_run(args)
+        if not args.source.is_dir():
+            raise FileNotFoundError(f"{args.source}: no such file; expected a checkpoint of CoOp, "
+                                    "CoCoOp or MaPLe, as model.pth.tar-5, or a run's folder")
+        for name in ("dataset", "classes", "method", "backbone", "ctx_init"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} goes with a file; {args.source} is a "
+                                 "run's folder and says it itself")
+        return export_run(args.source, args.out)
 
-    return files.exit_code(job, "interrupted; nothing was saved")
+    return data.run_script(job, "interrupted; nothing was saved")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import data
 import losses
-from assets import files, solutions
+from assets import solutions
 
 EXERCISES = {1: ["n_k"], 2: ["etf"], 3: ["lc_sum"], 4: ["delta_lcd", "same_predictions"],
              5: ["lc_parts"], 6: ["text_gradient", "why_zero"],
@@ -312,7 +313,7 @@ def stopped(error, path):
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
              if frame.filename == str(path)]
     at = f" (line {lines[-1]})" if lines else ""
-    return f"not right: your code stopped with {type(error).__name__}: {files.one_line(error)}{at}"
+    return f"not right: your code stopped with {type(error).__name__}: {data.one_line(error)}{at}"
 
 
 def judge_all(exercises, path):
@@ -331,8 +332,8 @@ def judge_all(exercises, path):
 
 
 def main(argv=None):
-    p = files.Parser(description="Check answers to the exercises of assets/exercises.md.")
-    p.add_argument("number", nargs="?", type=files.whole(1, 8), help="one exercise (all)")
+    p = data.Parser(description="Check answers to the exercises of assets/exercises.md.")
+    p.add_argument("number", nargs="?", type=data.whole(1, 8), help="one exercise (all)")
     p.add_argument("--answers", type=Path, metavar="FILE", default=Path("my_answers.py"),
                    help="your functions; written, empty, where it is not there (%(default)s)")
 
@@ -341,12 +342,12 @@ def main(argv=None):
         if args.answers.suffix != ".py" or args.answers.is_dir():
             raise ValueError(f"{args.answers}: expected the name of a .py file")
         if not args.answers.exists():
-            files.write(args.answers, stubs())
+            data.write(args.answers, stubs())
             print(f"{args.answers} is new: fill in its functions, then the same command again")
             return 0
         return 0 if judge_all([args.number] if args.number else EXERCISES, args.answers) else 1
 
-    return files.exit_code(job, "interrupted")
+    return data.run_script(job, "interrupted")
 
 
 if __name__ == "__main__":

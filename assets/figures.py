@@ -4,7 +4,7 @@
     python assets/figures.py 2 runs --out figure2.pdf       # Fig. 2: both Deltas and accuracy
     python assets/figures.py 4 runs --out figure4.svg       # Fig. 4: gains of NPT
     python assets/figures.py 5 runs --out figure5.png       # Fig. 5: the map of w_1 and w_2
-    python assets/figures.py history runs/world-maple* --out history.png    # train.py --history N
+    python assets/figures.py history runs/world-maple* --out history.png    # made by history.py
 
 PNG, SVG or PDF by the ending. Figure 1 computes the features anew; the others read result.json or
 history.csv. Runs are found and checked as for the tables, and what was not run says so. First comes
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import evaluate
 import prompts
-from assets import features, files, tables, world
+from assets import tables, world
 
 PANELS = ("zero-shot", "balanced", "long-tailed", "long-tailed + NPT")          # of Fig. 1
 MOST_CLASSES, MOST_IMAGES = 12, 25                      # drawn in Fig. 1; images of each class
@@ -114,7 +114,7 @@ def gather(panel, run, which, data_root):
     """The Panel of a run, of the novel classes where there are such and no others are asked for."""
     learner, settings = evaluate.load_run(run["folder"])
     dataset = evaluate.load_dataset(run["folder"], settings, data_root)
-    parts = evaluate.tested_classes(dataset, settings, which, run["folder"])
+    parts = evaluate.tested_classes(dataset, settings, which)
     part, labels = list(parts.items())[-1]
     n = settings["class_counts"]
     steps = settings["epochs"] * data.steps(sum(n), settings["batch_size"])
@@ -124,7 +124,7 @@ def gather(panel, run, which, data_root):
         learner = prompts.build("zeroshot", learner.clip, dataset.classnames,
                                 ctx_init=dataset.template)
         facts = "nothing trained"
-    frozen = features.FrozenFeatures(dataset, run["folder"].parent / "features")
+    frozen = evaluate.FrozenFeatures(dataset, run["folder"].parent / "features")
     z, y, g = evaluate.image_and_text_features(learner, dataset, labels, frozen, panel)
     numbers, _ = evaluate.measure(learner, z, y)
     return Panel(z.cpu().double(), y.cpu(), g.cpu().double(), learner.classnames, part, facts,
@@ -221,7 +221,7 @@ def read_history(path):
         columns = {name: [float("nan" if row[name] == "" else row[name]) for row in rows]
                    for name in ("step", *HISTORY)}
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path}: not what train.py --history writes ({error})") from None
+        raise ValueError(f"{path}: not what assets/history.py writes ({error})") from None
     if not rows:
         raise ValueError(f"{path}: no line in it")
     return columns
@@ -233,8 +233,8 @@ def histories(folders):
     found = [run for top in folders for run in tables.run_folders(top.resolve(), seen)
              if (run / "history.csv").is_file()]
     if not found:
-        raise FileNotFoundError(f"{folders[0]}: no history.csv in it: train with train.py "
-                                "--history N")
+        raise FileNotFoundError(f"{folders[0]}: no history.csv in it: train with "
+                                "assets/history.py")
     top = os.path.commonpath([run.parent for run in found])
     return {str(run.relative_to(top)): read_history(run / "history.csv") for run in found}
 
@@ -489,7 +489,7 @@ def draw_map(ax, found, w1, w2, low, high):
 
 
 def figure_history(args):
-    """What train.py --history logged, over the steps, of one run or several."""
+    """What assets/history.py measured, over the steps, of one run or several."""
     found = histories(args.runs)
     looks = [{"color": COLOURS[i % 7], "linestyle": ("-", "--", ":", "-.")[i % 4]}
              for i in range(7 * 4)]                     # all differ, neighbours in both
@@ -517,7 +517,7 @@ UNDATED = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  
 
 
 def parse(argv=None):
-    p = files.Parser(description="The paper's figures from run folders.")
+    p = data.Parser(description="The paper's figures from run folders.")
     p.add_argument("figure", choices=FIGURES, help="a figure of the paper, or how runs went")
     p.add_argument("runs", type=Path, nargs="+", help="folders that train.py made, or folders of "
                                                       "them")
@@ -535,7 +535,7 @@ def parse(argv=None):
 
 def run(args):
     """The whole job; what can't become a file and folders that are not there come first."""
-    files.check_output("--out", args.out, list(UNDATED))
+    data.check_output("--out", args.out, list(UNDATED))
     for folder in args.runs:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; expected runs of train.py")
@@ -543,12 +543,12 @@ def run(args):
     with style():
         FIGURES[args.figure](args).savefig(content, format=ending[1:], dpi=110, bbox_inches="tight",
                                            metadata=UNDATED[ending])
-    files.write(args.out, content.getvalue())
+    data.write(args.out, content.getvalue())
     print(f"saved in {args.out}")
 
 
 def main(argv=None):
-    return files.exit_code(lambda: run(parse(argv)))
+    return data.run_script(lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import losses
-from assets import files, measures
+from assets import report
 
 CSV = Path(__file__).with_name("free_features.csv")
 D, STEPS, RATE = 512, 300, 0.02                             # CLIP's size; Adam, cosine to 0
@@ -64,7 +64,7 @@ def measured(g, z, n, lam):
     """COLUMNS from the fifth on. Rare are few-shot classes; in a balanced set the same places."""
     K, y = len(g), torch.arange(len(g))
     counts = data.class_counts(K, 16, 0.01)
-    rare = torch.tensor([measures.group_of(count) == "few" for count in counts])
+    rare = torch.tensor([report.group_of(count) == "few" for count in counts])
     p = losses.class_probabilities(z, g, lam).diagonal()
     return (mean_cosine(g[rare]), mean_cosine(g[~rare]), losses.delta_lcd(g).item(),
             losses.lc_parts(g)[1].item(), losses.delta_mid(z, g, y).item(),
@@ -72,7 +72,7 @@ def measured(g, z, n, lam):
 
 
 def run(argv=None):
-    files.Parser(description=__doc__.splitlines()[0]).parse_args(argv)
+    data.Parser(description=__doc__.splitlines()[0]).parse_args(argv)
     rows = []
     for K, tau, lam in CASES:
         for name, weights in WEIGHTS.items():
@@ -80,12 +80,12 @@ def run(argv=None):
             cells = [f"{value:.4f}" for value in measured(g, z, n, lam)]
             rows.append((K, f"{tau:g}", f"{lam:g}", name, *cells))
             print("  ".join(f"{str(cell):>9}" for cell in rows[-1]), flush=True)
-    files.write_csv(CSV, [COLUMNS, *rows])
+    data.write_csv(CSV, [COLUMNS, *rows])
     print(f"written: {CSV.name}")
 
 
 def main(argv=None):
-    return files.exit_code(lambda: run(argv), "interrupted; nothing was kept")
+    return data.run_script(lambda: run(argv), "interrupted; nothing was kept")
 
 
 if __name__ == "__main__":

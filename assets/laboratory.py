@@ -35,7 +35,7 @@ import evaluate
 import losses
 import prompts
 import train
-from assets import features, files, world
+from assets import history, world
 from assets import laboratory_page as page
 
 PAGE, CRITERIA = (Path(__file__).with_name(name) for name in ("laboratory.md", "criteria.txt"))
@@ -112,21 +112,21 @@ def start(name, cell, seed, folder):
     """
     torch.set_num_threads(1)
     words = ["--method", cell.get("method", "maple"), "--seed", str(seed), "--device", "cpu",
-             "--out", str(folder), "--history", str(int(name in WATCHED))]
+             "--out", str(folder)]
     if cell != page.ZERO:
         words.append("--shuffle-classes")
         asked = page.CELL | cell
-        size = "tau" if asked["images"] is None else "images"
         words += ["--npt", "on" if asked["npt"] else "off"]
-        for option in (size, "epochs", "lr", "classes", "w1", "w2"):
-            if option in asked:
-                words += [f"--{option}", page.setting(asked[option])]
-        words += [f"--{option.replace('_', '-')}" for option in ("balanced_mi", "logit_adjust")
-                  if asked[option]]
+        words += ["--logit-adjust"] * asked["logit_adjust"]
+        options = ["epochs", "lr", "classes", "w1", "w2"] + ["tau"] * (asked["images"] is None)
+        for option in set(options) & asked.keys():
+            words += [f"--{option}", page.setting(asked[option])]
     args, = train.parse(words)
+    if cell != page.ZERO:
+        args.images, args.balanced_mi = asked["images"], asked["balanced_mi"]
     args.quiet = True
     with contextlib.redirect_stdout(io.StringIO()):
-        train.run(args)
+        train.run(args, watch=history.watch if name in WATCHED else None)
 
 
 def attempt(run):
@@ -135,7 +135,7 @@ def attempt(run):
     try:
         start(*run, folder)
     except (ValueError, OSError) as error:
-        return f"{folder}: {files.one_line(error)}"
+        return f"{folder}: {data.one_line(error)}"
 
 
 def make_runs(runs, processes):
@@ -236,7 +236,7 @@ def geometry():
         dataset = data.load(target)
         base, novel = data.halves(len(dataset.classnames))
         parts = {"base": base, "novel": novel} if target == "world" else {target: base + novel}
-        frozen = features.FrozenFeatures(dataset)
+        frozen = evaluate.FrozenFeatures(dataset)
         for part, labels in parts.items():
             plain = prompts.build("zeroshot", clip, [dataset.classnames[k] for k in labels])
             z, y, g = evaluate.image_and_text_features(plain, dataset, labels, frozen)
@@ -306,7 +306,7 @@ def criteria(found, lift):
 # The command line --------------------------------------------------------------------------------
 
 def parse(argv=None):
-    p = files.Parser(description=__doc__.splitlines()[0])
+    p = data.Parser(description=__doc__.splitlines()[0])
     only = p.add_mutually_exclusive_group()
     only.add_argument("--criteria", action="store_true",
                       help="only the checks of the tiny CLIP and the pilot, to criteria.txt")
@@ -314,7 +314,7 @@ def parse(argv=None):
                       help="make no run, only the tables of laboratory.md from laboratory.csv")
     only.add_argument("--quick", action="store_true",
                       help=f"the main cells with {QUICK_SEEDS} seeds, printed and not kept")
-    p.add_argument("--processes", type=files.whole(1), default=os.cpu_count(),
+    p.add_argument("--processes", type=data.whole(1), default=os.cpu_count(),
                    help="runs at a time (%(default)s)")
     return p.parse_args(argv)
 
@@ -322,7 +322,7 @@ def parse(argv=None):
 def run(args):
     if args.criteria:
         text = criteria_text(geometry(), collect(PILOTS, args.processes))
-        files.write(CRITERIA, text)
+        data.write(CRITERIA, text)
         print(text, end="")
     elif args.quick:
         done = make_runs(planned(QUICK, QUICK_SEEDS), args.processes)
@@ -344,12 +344,12 @@ def write_page(done):
         raise ValueError(f"{page.CSV.name} lacks {len(missing)} runs of this world, first "
                          f"{' '.join(missing[0])}: leave out --page to make them")
     text = PAGE.read_text(encoding="utf-8")
-    files.write(PAGE, page.with_tables(text, page.Results(done)))
+    data.write(PAGE, page.with_tables(text, page.Results(done)))
     print(f"written: {PAGE}")
 
 
 def main(argv=None):
-    return files.exit_code(lambda: run(parse(argv)),
+    return data.run_script(lambda: run(parse(argv)),
                           f"interrupted; finished runs are in {RUNS}: run it again for the others")
 
 

@@ -18,7 +18,7 @@ import numpy
 import clip_model
 import data
 import evaluate
-from assets import files, measures, tables, weight_files, world
+from assets import geometry, real_features, report, world
 
 CSV = Path(__file__).with_name("laboratory.csv")
 PILOT = range(101, 109)                                     # seeds that no grid but the pilot's has
@@ -74,7 +74,7 @@ def key_of(cell, seed):
 @lru_cache(maxsize=None)
 def fingerprint():
     """The world that a row was measured in: the tiny CLIP's weights and the dataset's pictures."""
-    weights = weight_files.sha256(clip_model.ASSETS / "tiny_clip.pt")
+    weights = clip_model.file_sha256(clip_model.ASSETS / "tiny_clip.pt")
     digest = hashlib.sha256(weights.encode())
     for picture in world.draw("world")[2].values():
         digest.update(picture.tobytes())
@@ -104,7 +104,7 @@ def save_results(done):
     for key, found in done.items():
         numbers = ["" if name not in found else f"{found[name]:.6g}" for name in MEASURES]
         rows.append((fingerprint(), *key, *numbers, *(found.get(name, "") for name in BITS)))
-    files.write_csv(CSV, rows)
+    data.write_csv(CSV, rows)
 
 
 def groups(tau, seed, K=12):
@@ -113,7 +113,7 @@ def groups(tau, seed, K=12):
     A balanced run has the groups of the long-tailed one of its seed, tau = 0.01: its twin.
     """
     n = data.class_counts(K, 16, tau if tau < 1 else 0.01, seed)
-    return {group: [k for k in range(K) if measures.group_of(n[k]) == group] for group in RECALLS}
+    return {group: [k for k in range(K) if report.group_of(n[k]) == group] for group in RECALLS}
 
 
 def unpacked(bits, K):
@@ -162,7 +162,7 @@ def by_students_t(values, noise=0.0, comparisons=1):
     if n < 2:
         return Estimate(mean, math.nan, math.nan, n)
     error = math.sqrt(numpy.var(values, ddof=1) / n + noise)
-    half = tables.student_t(n - 1, 1 - 0.05 / comparisons) * error
+    half = evaluate.student_t(n - 1, 1 - 0.05 / comparisons) * error
     return Estimate(mean, mean - half, mean + half, n)
 
 
@@ -311,7 +311,7 @@ def pilot(found):
 
 def power_half(n):
     """The difference that n pairs of standard deviation 1 show in 80 % of cases, about."""
-    return (tables.student_t(n - 1) + tables.student_t(n - 1, 0.6)) / math.sqrt(n)
+    return (evaluate.student_t(n - 1) + evaluate.student_t(n - 1, 0.6)) / math.sqrt(n)
 
 
 # The paper's claims ------------------------------------------------------------------------------
@@ -359,9 +359,9 @@ CLAIMS = [
     ("Table 2", "a long tail costs transfer", 0, 0, ("", "not run")),
     ("Table 2", "NPT helps on 3 other label spaces", 1, 1,
      [gain("label_spaces", {"classes": "all"})]),
-    ("Table 3", "each term helps alone", 0, 0, ("2 seeds: sweep", "not run")),
+    ("Table 3", "each term helps alone", 0, 0, ("2 seeds, in the file", "not run")),
     ("Table 4", "NPT helps in 4 other styles", 1, 1, [gain("styles", {"classes": "all"})]),
-    ("Fig. 5", "H is stable in w_1, w_2", 0, 0, ("2 seeds: sweep", "not run")),
+    ("Fig. 5", "H is stable in w_1, w_2", 0, 0, ("2 seeds, in the file", "not run")),
 ]
 
 
@@ -477,17 +477,72 @@ def sweep_cell(method, w1, w2, lr=0.0035):
     return {"method": method, "npt": True, "w1": w1, "w2": w2, "lr": lr}
 
 
-def sweep_table(found):
+# Real features, from files of their own ----------------------------------------------------------
+
+@lru_cache
+def real_cells():
+    """{(model, tau, w1, w2) as words: its rows of real_features.csv, by seed}."""
+    cells = {}
+    for row in data.read_csv(real_features.CSV):
+        cells.setdefault((row["model"], row["tau"], row["w1"], row["w2"]), []).append(row)
+    return cells
+
+
+def real_values(model, measure, cell):
+    """One number a seed, of a cell (tau, w1, w2) or of zero-shot CLIP."""
+    tau, w1, w2 = cell
+    key = ("zero-shot", "", "", "") if cell == real_features.ZERO else (model, f"{tau:g}", w1, w2)
+    return numpy.array([float(row[measure]) for row in real_cells()[key]])
+
+
+def real_change(model, measure, more, less):
+    """The cells of `more` together minus those of `less`, paired by seed."""
+    added, taken = (sum(real_values(model, measure, cell) for cell in cells)
+                    for cells in (more, less))
+    return by_students_t(added - taken)
+
+
+def outcome(estimate, low, high):
+    """What became of a prediction that the interval lies between low and high."""
+    if low < estimate.low and estimate.high < high:
+        return "held"
+    return "refuted" if estimate.high <= low or high <= estimate.low else "open"
+
+
+def predictions_table(found):
     rows = []
-    for method, name in (("cocoop", "CoCoOp"), ("maple", "MaPLe")):
-        for w2 in W2:
-            rows.append((name, f"{w2:g}", *(
-                f"{found.mean(H, sweep_cell(method, w1, w2), (1, 2)):.1f}" for w1 in W1)))
-    return markdown(("H, 2 seeds", "w_2 \\ w_1", *(f"{w1:g}" for w1 in W1)), rows)
+    for words, parts in real_features.PREDICTIONS.items():
+        outcomes, verdicts = [], []
+        for model, measure, more, less, inside in parts:
+            estimate = real_change(model, measure, more, less)
+            outcomes.append(estimate.words({"delta_lcd": 3, "lc_unequal": 4}.get(measure, 1)))
+            verdicts.append(outcome(estimate, *inside))
+        verdicts = verdicts if len({*verdicts}) > 1 else verdicts[:1]
+        rows.append((words, "; ".join(outcomes), "; ".join(verdicts)))
+    return markdown(("predicted", "outcome", "verdict"), rows)
+
+
+FIGURES = {"own cosine": "cosine, image and its own text",
+           "others": "cosine, image and other texts", "Delta_LCD": "Delta_LCD, Def. 2",
+           "Var": "mean L_LC: unequal angles", "L_CLIP": "L_CLIP",
+           "0.3 L_LC": "0.3 L_LC, mean over pairs", "0.8 L_MI": "0.8 L_MI, mean over images"}
+
+
+def real_figures():
+    """{name: (of ViT-B/32, of the little world)} as geometry.py wrote them."""
+    return {row["what"]: (row["file"], row["world"]) for row in data.read_csv(geometry.CSV)}
+
+
+def geometry_table(found):
+    figures = real_figures()
+    rows = [(name, *(f"{float(figures[what][place]):.3f}" for what in FIGURES.values()))
+            for place, name in enumerate(("ViT-B/32", "little world"))]
+    return markdown(("zero-shot", *FIGURES), rows)
 
 
 TABLES = {"claims": claims_table, "main": main_table, "controls": controls_table,
-          "remedies": remedies_table, "readings": readings_table, "sweep": sweep_table}
+          "remedies": remedies_table, "readings": readings_table, "geometry": geometry_table,
+          "predictions": predictions_table}
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

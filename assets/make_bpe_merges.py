@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from assets import files
+import data
 from assets.make_imagenet_names import main, read_from_wheel
 
 NUM_MERGES = 49408 - 2 * 256 - 2
@@ -27,7 +27,7 @@ def run():
     if len(merges) < NUM_MERGES:
         raise ValueError(f"expected {NUM_MERGES} merges or more in {wheel}, got {len(merges)}")
     kept = ("\n".join(merges[:NUM_MERGES]) + "\n").encode("utf-8")
-    files.write(TARGET, gzip.compress(kept, 9, mtime=0))
+    data.write(TARGET, gzip.compress(kept, 9, mtime=0))
     print(f"{TARGET.name}: {NUM_MERGES} merges from {wheel}, {TARGET.stat().st_size} bytes, "
           f"sha256 of the text {hashlib.sha256(kept).hexdigest()}")
 

@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from assets import files
+import data
 
 TARGET = Path(__file__).with_name("imagenet.tsv")
 
@@ -64,7 +64,7 @@ def run():
                          f"{len(names)} names")
     lines = [f"{wnid}\t{name}\n" for wnid, name in zip(wnids, names, strict=True)]
     content = "".join(lines).encode("utf-8")
-    files.write(TARGET, content)
+    data.write(TARGET, content)
     print(f"{TARGET.name}: {len(wnids)} lines from {timm_wheel} and {clip_wheel}")
     print(f"sha256 {hashlib.sha256(content).hexdigest()}")
 
@@ -72,10 +72,10 @@ def run():
 def main(job, about, argv=None):
     """The command line of both make_ scripts, which take no argument -> exit code."""
     def checked_job():
-        files.Parser(description=about.splitlines()[0]).parse_args(argv)
+        data.Parser(description=about.splitlines()[0]).parse_args(argv)
         job()
 
-    return files.exit_code(checked_job, "interrupted; nothing was changed")
+    return data.run_script(checked_job, "interrupted; nothing was changed")
 
 
 if __name__ == "__main__":

@@ -1,32 +1,202 @@
-"""A finished run as one HTML page, to be sent to others: no script, no network, pictures inside.
+"""What an evaluation says class by class: CSV files, rare classes, calibration, one HTML page.
 
-    python evaluate.py RUN --report report.html
+    python assets/report.py RUN                             # all into the run's evaluation/
+    python assets/report.py RUN --out report.html           # the page somewhere else
+    python assets/report.py RUN --targets eurosat world     # the run's prompts on other datasets
+    python assets/report.py RUN --photos next_year          # on all of a folder, its own classes
 
-It is made from what evaluate.py has just measured and written, and from the run's log.csv and
-run.json. Every text is escaped: class and file names are other people's words.
+    p  (N, K)  the probabilities of Eq. (1)         y  (N,)  labels in 0..K-1
+    part       base, novel or all classes of the run's dataset, or another dataset
+
+evaluation/<part>/ gets per_class.csv, predictions.csv, confusion.csv and review.json. The page is
+made to be sent to others: no script, no network, pictures inside, every text escaped (class and
+file names are other people's words), nothing of a photo's metadata. From top to bottom: what is
+measured, files and printed lines, the page, the command line.
 """
 import base64
-import csv
 import html
 import io
 import json
 import math
+import sys
 from pathlib import Path
 
-from assets import files, measures, weight_files
+import torch
+from PIL import Image
 
-SMALL = 160                 # pixels of the longer side of an embedded picture
-PICTURES = 4                # of each confusion
-POINTS = 200                # of the training curve; more steps are averaged
-THIN = 10                   # test images of a class under which its recall is only a hint
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import clip_model
+import data
+import evaluate
+
+MANY, FEW = 8, 2    # Open point: many-shot has at least 8 training images, few-shot at most 2
+GROUPS = ("many", "medium", "few", "unseen", "unknown")
+BINS = 15           # of equal width, of the calibration error; From Guo et al., ICML 2017
+CONFUSED = 5        # pairs of classes that are shown
+SMALL = 160         # pixels of the longer side of an embedded picture
+PICTURES = 4        # of each confusion
+POINTS = 200        # of the training curve; more steps are averaged
+THIN = 10           # test images under which a recall is only a hint
+SURE = 95           # per cent of right answers that are asked for where nobody looks
+
+
+# What is measured, per cent --------------------------------------------------------------------
+
+def group_of(count):
+    """Many, medium, few or unseen, by a class's training images; unknown where they are None."""
+    if count is None:
+        return "unknown"
+    if count >= MANY:
+        return "many"
+    if count > FEW:
+        return "medium"
+    return "few" if count else "unseen"
+
+
+def calibration_error(confidence, right):
+    """Expected calibration error: sum over bins of |bin| / N * |accuracy - mean confidence|.
+
+    confidence (N,) in (0, 1], probability of the predicted class; bin m of 15 is ((m-1)/15, m/15].
+    """
+    confidence, right = confidence.double(), right.double()
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    gaps = torch.bincount(bins, right - confidence, BINS)       # |bin| * (accuracy - confidence)
+    return 100 * gaps.abs().sum().item() / len(right)
+
+
+def review_below(confidence, right):
+    """Where a person should look: the end of a risk-coverage curve.
+
+    Of the images whose predicted class has at least the probability t, the wrong ones are the risk
+    and their share of all the coverage. The threshold is the lowest t with SURE per cent right.
+
+    confidence (N,), right (N,) bool
+    -> {"threshold", "accepted", "right", "images"}; None and 0 where no threshold is high enough
+    """
+    for t in confidence.unique():                                       # ascending
+        accepted = confidence >= t
+        n, hits = int(accepted.sum()), int((accepted & right).sum())
+        if 100 * hits >= SURE * n:
+            return {"threshold": t.item(), "accepted": n, "right": hits, "images": len(right)}
+    return {"threshold": None, "accepted": 0, "right": 0, "images": len(right)}
+
+
+def judge(names, counts, items, p, plain=None):
+    """What the probabilities p (N, K) say of the test items (picture, label), class by class.
+
+    counts  training images of each class
+    plain   zero-shot CLIP's probabilities, None where nothing was learned
+    -> "per_class" and "predictions" (rows), "confusion" (K, K): images of each class (row) that
+    were taken for each (column), "confusions": the most frequent ones first, "calibration_error",
+    "review": what review_below says, and "groups" over the classes with test images: mean recalls,
+    calibration, paired gain.
+    """
+    y, K = torch.tensor(data.labels_of(items)), len(names)
+    confidence, predicted = p.max(dim=1)
+    right = predicted == y
+    was = right if plain is None else plain.argmax(dim=1) == y
+    (recall, n), (before, _) = evaluate.recalls(y, right, K), evaluate.recalls(y, was, K)
+    groups = {}
+    for group in GROUPS:
+        inside = torch.tensor([group_of(count) == group for count in counts]) & (n > 0)
+        images = inside[y]
+        if inside.any():
+            groups[group] = {
+                "classes": int(inside.sum()), "recall": recall[inside].mean().item(),
+                "zeroshot": before[inside].mean().item(), "images": int(images.sum()),
+                "calibration_error": calibration_error(confidence[images], right[images]),
+                "gain": evaluate.paired_gain(was[images], right[images])}
+    confusion = torch.bincount(y * K + predicted, minlength=K * K).view(K, K)
+    wrong = confusion.clone().fill_diagonal_(0)
+    worst = sorted(wrong.nonzero().tolist(), key=lambda pair: -wrong[tuple(pair)])[:CONFUSED]
+    per_class = zip(names, counts, map(group_of, counts), n.tolist(), recall.tolist(),
+                    before.tolist(), strict=True)
+    guesses = zip(items, predicted.tolist(), confidence.tolist(), strict=True)
+    return {
+        "per_class": list(per_class), "groups": groups,
+        "predictions": [(picture, names[k], names[j], q) for (picture, k), j, q in guesses],
+        "confusion": confusion.tolist(),
+        "confusions": [(names[k], names[j], int(wrong[k, j])) for k, j in worst],
+        "calibration_error": calibration_error(confidence, right),
+        "review": review_below(confidence, right)}
+
+
+# Files and printed lines -----------------------------------------------------------------------
+
+def write_files(folder, names, facts):
+    """per_class.csv, predictions.csv, confusion.csv and review.json of what judge() found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data.write_csv(folder / "per_class.csv", [
+        ("class", "training_images", "group", "test_images", "recall", "zeroshot_recall"),
+        *((*row, f"{recall:.2f}", f"{plain:.2f}") for *row, recall, plain in facts["per_class"])])
+    data.write_csv(folder / "predictions.csv", [
+        ("picture", "class", "predicted", "probability"),
+        *((*row, f"{probability:.4f}") for *row, probability in facts["predictions"])])
+    data.write_csv(folder / "confusion.csv", [
+        ("class \\ predicted", *names),
+        *((name, *row) for name, row in zip(names, facts["confusion"], strict=True))])
+    data.write(folder / "review.json", json.dumps(facts["review"], indent=1))
+
+
+def rows_of(facts):
+    """(what, words): the lines that are printed and stand on the page."""
+    low, high = facts["accuracy_interval"]
+    rows = [("accuracy", f"{facts['accuracy']:.1f} % (95 % interval {low:.1f} to {high:.1f}, "
+                         f"{facts['test_images']} test images)"),
+            ("mean over classes", f"{facts['mean_recall']:.1f} %: each class counts alike"),
+            ("zero-shot CLIP", f"{facts['zeroshot']:.1f} %, mean over classes "
+                               f"{facts['zeroshot_mean_recall']:.1f} %, nothing trained")]
+    gain = facts["gain"]
+    if gain:
+        rows.append(("gain", f"{points(gain)}: {evaluate.verdict(gain)}; {gain['better']} images "
+                             f"are right only now, {gain['worse']} only before"))
+    for name, group in facts["groups"].items():
+        moved = f", gain {points(group['gain'])} over {group['images']} images" if gain else ""
+        rows.append((name, f"{group['classes']} classes, recall {group['recall']:.1f} % (zero-shot "
+                           f"{group['zeroshot']:.1f}){moved}, calibration error "
+                           f"{group['calibration_error']:.1f} %"))
+    rows.append(("calibration error", f"{facts['calibration_error']:.1f} % ({BINS} bins)"))
+    return [*rows, ("review", review_words(facts["review"]))]
+
+
+def review_words(found):
+    """The threshold in words, with what it can't know."""
+    if found["threshold"] is None:
+        return (f"look at every picture: above no probability are {SURE} % of the test images "
+                "right")
+    low, high = evaluate.wilson(found["right"], found["accepted"])
+    return (f"look where the probability is below {found['threshold']:.4f}: of the "
+            f"{found['accepted']} of {found['images']} test images above, {found['right']} are "
+            f"right (95 % interval {low:.0f} to {high:.0f} %, somewhat too good: the threshold was "
+            "chosen on them). All of them show one of the classes: a picture of none may look as "
+            "sure, which this can't know")
+
+
+def points(gain):
+    return (f"{gain['points']:+.1f} points (95 % interval {gain['low']:+.1f} to "
+            f"{gain['high']:+.1f})")
+
+
+def show(facts):
+    rows = [*rows_of(facts), ("most confused", ", ".join(
+        f"{name} taken for {other} ({images})" for name, other, images in facts["confusions"]))]
+    for name, words in rows:
+        print(f"{name:18} {words}")
+
+
+# The page --------------------------------------------------------------------------------------
+
 HIDDEN = ("trained_classes", "class_counts", "prompts", "data_root", "dataset", "classnames_file",
           "device", "label", "backbone")        # shown elsewhere, or paths of one's own machine
 HELPED = {
-    measures.GAIN: "Training raised that, by more than the test images' noise.",
-    measures.LOSS: "Training lowered that, by more than the test images' noise: zero-shot CLIP "
+    evaluate.GAIN: "Training raised that, by more than the test images' noise.",
+    evaluate.LOSS: "Training lowered that, by more than the test images' noise: zero-shot CLIP "
                    "serves better.",
-    measures.NOISE: "Whether training changed that, these test images can't tell: more could.",
+    evaluate.NOISE: "Whether training changed that, these test images can't tell: more could.",
 }
+NOTE = (f"Many: classes with at least {MANY} training images; few: with at most {FEW}. Calibration "
+        "error: how far the stated probability lies from the share of right answers, on average "
+        f"over {BINS} bins of equal width; 0 is best.")
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;
 background:#fff;overflow-wrap:anywhere}
@@ -48,177 +218,119 @@ def escape(value):
     return html.escape(str(value), quote=True)
 
 
-def write(path, run, settings, results, out, dataset):
-    """Write the page of a run.
-
-    results   what evaluate.base_to_novel answered; out: the folder of its CSV files
-    dataset   whose pictures are shown where they were mistaken
-    """
-    title = f"{settings['label']} on {dataset.name}"
-    parts = {part: facts for part, facts in results.items() if isinstance(facts, dict)}
-    body = [f"<h1>{escape(title)}</h1>", about(settings, results, dataset)]
-    for part, facts in parts.items():
-        per_class = read_csv(out / part / "per_class.csv")
-        mistaken = read_csv(out / part / "predictions.csv")
-        body += [f"<h2>{escape(part.capitalize())} classes</h2>",
-                 in_short(facts, per_class, settings), summary(facts),
-                 classes(per_class), groups(facts), worst(facts, mistaken, dataset)]
-    body += [curve(run / "log.csv"), details(run, settings)]
-    page = ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-            + "\n".join(filter(None, body)) + "\n</body></html>\n")
-    files.write(path, page)
-    print(f"report: {path}, {len(page.encode()) / 1e6:.1f} MB")
-
-
-def read_csv(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def table(rows):
     """Rows of (words, value) -> a table of two columns, which fits a phone."""
     lines = (f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
     return f"<table>{''.join(lines)}</table>"
 
 
-# From the top of the page ----------------------------------------------------------------------
+def page_of(run, settings, found):
+    """The page of a run; found: {part: (dataset, what was measured)}."""
+    datasets = dict.fromkeys(dataset.name for dataset, _ in found.values())
+    title = escape(f"{settings['label']} on {', '.join(datasets)}")
+    body = [f"<h1>{title}</h1>", about(settings, found)]
+    for part, (dataset, facts) in found.items():
+        heading = part if part in datasets else f"{part.capitalize()} classes"
+        body += [f"<h2>{escape(heading)}</h2>", in_short(facts, settings),
+                 table(rows_of(facts)), f"<p><small>{NOTE}</small></p>",
+                 classes(facts["per_class"]), confused(facts, dataset)]
+    body += [curve(run / "log.csv"), details(run / "run.json", settings)]
+    return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+            '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+            f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n"
+            + "\n".join(filter(None, body)) + "\n</body></html>\n")
 
-def about(settings, results, dataset):
-    n, tau, backbone = settings["class_counts"], settings.get("tau"), settings["backbone"]
-    if backbone not in weight_files.MODELS:               # a weights file: no path of the machine
+
+def about(settings, found):
+    backbone = settings["backbone"]
+    if backbone not in clip_model.MODELS:               # a weights file: no path of the machine
         backbone = Path(backbone).name
-    kept = "the folder's own counts" if tau is None else f"tau = {tau:g}"
-    rows = [("CLIP", f"{backbone}, frozen"),
-            ("trained on", f"{sum(n)} images of {len(n)} classes, {max(n)} to {min(n)} a class "
-                           f"({kept})"),
-            ("tested on", f"{sum(f['test_images'] for f in results.values() if type(f) is dict)} "
-                          "images that trained nothing"),
-            ("split", dataset.split)]
-    if "harmonic_mean" in results:
-        rows.append(("harmonic mean", f"{results['harmonic_mean']:.2f} % of base and novel"))
+    n = [count for count in settings["class_counts"] if count]
+    trained = (f"{sum(n)} images of {len(n)} classes, {max(n)} to {min(n)} a class "
+               f"({data.tau_words(settings.get('tau'))})" if n else "nothing that is known of")
+    rows = [("CLIP", f"{backbone}, frozen"), ("trained on", trained),
+            ("tested on", f"{sum(facts['test_images'] for _, facts in found.values())} images"),
+            ("split", "; ".join(dict.fromkeys(dataset.split for dataset, _ in found.values())))]
+    if found.keys() == {"base", "novel"}:
+        H = evaluate.harmonic_mean(*(found[part][1]["accuracy"] for part in ("base", "novel")))
+        rows.append(("harmonic mean", f"{H:.2f} % of base and novel"))
     return table(rows)
 
 
-def in_short(facts, per_class, settings):
-    """How good it is, what training did and how far to trust that, in plain words."""
+def in_short(facts, settings):
+    """How good it is, what training did and how far to trust that, in plain words.
+
+    A loss of rare classes is only said where the interval over their own images, not too few, lies
+    below 0. That --logit-adjust helps them was measured in the laboratory, with intervals.
+    """
     low, high = facts["accuracy_interval"]
     said = [f"Of 100 images like the tested ones about {facts['accuracy']:.0f} are named rightly "
             f"({low:.0f} to {high:.0f} fit what was seen)."]
     if facts["gain"]:
-        said += training(facts, settings)
-    thin = [row for row in per_class if 0 < int(row["test_images"]) < THIN]
-    if thin:
-        said.append(f"{len(thin)} of {len(per_class)} classes have fewer than {THIN} test images: "
-                    "take their bars below as hints.")
-    return f"<p>{escape(' '.join(said))}</p>"
-
-
-def training(facts, settings):
-    """Sentences on what training changed, for all images and for rare classes."""
+        said.append(HELPED[evaluate.verdict(facts["gain"])])
     now, before = facts["mean_recall"], facts["zeroshot_mean_recall"]
-    said = [HELPED[measures.verdict(facts["gain"])]]
-    if not math.isclose(now, facts["accuracy"], abs_tol=0.01):      # classes of unlike size
+    if facts["gain"] and not math.isclose(now, facts["accuracy"], abs_tol=0.01):
         said.append("The mean over classes, in which a rare one counts as much as a common one, "
                     f"went from {before:.0f} to {now:.0f} %.")
-    if facts["gain"]["low"] > 0 and now < before:
-        said.append("Common classes gained and rare ones lost.")
+    rare = facts["groups"].get("few")
+    if rare and rare["images"] >= THIN and evaluate.verdict(rare["gain"]) == evaluate.LOSS:
+        said.append(f"Classes with at most {FEW} training images lost, by more than the noise of "
+                    "their own test images.")
         if not settings.get("logit_adjust"):
-            said.append("To weigh rare ones more, train with --logit-adjust.")
-    return said
-
-
-def summary(facts):
-    low, high = facts["accuracy_interval"]
-    rows = [("accuracy", f"{facts['accuracy']:.1f} % (95 % interval {low:.1f} to {high:.1f}, "
-                         f"{facts['test_images']} test images)"),
-            ("mean over classes", f"{facts['mean_recall']:.1f} %: each class counts alike"),
-            ("zero-shot CLIP", f"{facts['zeroshot']:.1f} %, mean over classes "
-                               f"{facts['zeroshot_mean_recall']:.1f} %, nothing trained")]
-    gain = facts["gain"]
-    if gain:
-        rows.append(("gain", f"{gain['points']:+.1f} points (95 % interval {gain['low']:+.1f} to "
-                             f"{gain['high']:+.1f}): {measures.verdict(gain)}; {gain['better']} "
-                             f"images are right only now, {gain['worse']} only before"))
-    return table(rows)
+            said.append("Training with --logit-adjust weighs them more; in the laboratory it "
+                        "raised their recall and lowered that of frequent classes.")
+    tests = [n for _, _, _, n, _, _ in facts["per_class"]]
+    thin = sum(0 < n < THIN for n in tests)
+    if thin:
+        said.append(f"{thin} of {len(tests)} classes have fewer than {THIN} test images: take "
+                    "their bars below as hints.")
+    return f"<p>{escape(' '.join(said))}</p>"
 
 
 def classes(per_class):
     """Recall of each class as bars, tuned above zero-shot; the most trained class first."""
-    per_class = sorted(per_class, key=lambda row: -int(row["training_images"]))
     key = ('<p class="key">Recognised test images of each class, per cent:<i class="now"></i>tuned'
            '<i class="before"></i>zero-shot</p>')
-    return f'{key}<div class="classes">{"".join(map(one_class, per_class))}</div>'
+    bars = "".join(one_class(*row) for row in sorted(per_class, key=lambda row: -(row[1] or 0)))
+    return f'{key}<div class="classes">{bars}</div>'
 
 
-def one_class(row):
-    name = escape(row["class"].replace("_", " "))
-    counts = f"{row['training_images']} trained, {row['test_images']} tested"
-    bars = "".join(bar(row[column], kind)
-                   for column, kind in (("recall", "now"), ("zeroshot_recall", "before")))
-    return f"<div><b>{name}</b> <small>{escape(counts)}: {words(row)}</small>{bars}</div>"
+def one_class(name, count, group, tests, recall, plain):
+    said = f"{recall:.0f} (zero-shot {plain:.0f})" if tests else "no test image"
+    bars = "".join(f'<div class="bar"><i class="{kind}" style="width:{width:.1f}%"></i></div>'
+                   for kind, width in (("now", recall), ("before", plain)) if tests)
+    trained = group if count is None else count
+    return (f"<div><b>{escape(name.replace('_', ' '))}</b> <small>{trained} trained, {tests} "
+            f"tested: {said}</small>{bars}</div>")
 
 
-def words(row):
-    recall, plain = float(row["recall"]), float(row["zeroshot_recall"])
-    return "no test image" if math.isnan(recall) else f"{recall:.0f} (zero-shot {plain:.0f})"
-
-
-def bar(recall, kind):
-    value = float(recall)
-    width = 0 if math.isnan(value) else min(max(value, 0), 100)
-    return f'<div class="bar"><i class="{kind}" style="width:{width:.1f}%"></i></div>'
-
-
-def groups(facts):
-    """Recall and calibration of many-, medium- and few-shot classes."""
-    errors, rows = facts["calibration_error"], []
-    for name, group in facts["groups"].items():
-        rows.append((name, f"{group['classes']} classes, recall {group['recall']:.1f} % (zero-shot "
-                           f"{group['zeroshot']:.1f}), calibration error {errors[name]:.1f} %"))
-    rows.append(("all", f"calibration error {errors['all']:.1f} %"))
-    note = (f"Many: at least {measures.MANY} training images; few: at most {measures.FEW}. "
-            f"Calibration error: how far the stated probability lies from the share of right "
-            f"answers, on average over {measures.BINS} bins of equal width; 0 is best.")
-    return f"<h3>Rare and frequent classes</h3>{table(rows)}<p><small>{note}</small></p>"
-
-
-# Pictures --------------------------------------------------------------------------------------
-
-def worst(facts, predictions, dataset):
+def confused(facts, dataset):
     """The most frequent confusions, with some of their pictures."""
     blocks = []
     for name, other, images in facts["confusions"]:
-        shown = [row for row in predictions if (row["class"], row["predicted"]) == (name, other)]
-        figures = "".join(figure(row, dataset) for row in shown[:PICTURES])
+        shown = [(picture, p) for picture, *pair, p in facts["predictions"]
+                 if pair == [name, other]]
+        figures = "".join(figure(dataset.open(picture), f"{picture}, {100 * p:.0f} % sure")
+                          for picture, p in shown[:PICTURES])
         heading = escape(f"{name} taken for {other} ({images})".replace("_", " "))
         blocks.append(f'<div><h4>{heading}</h4><div class="pictures">{figures}</div></div>')
     inside = f'<div class="classes">{"".join(blocks)}</div>'
     return f"<h3>Most confused</h3>{inside}" if blocks else ""
 
 
-def figure(row, dataset):
-    caption = escape(f"{row['picture']}, {100 * float(row['probability']):.0f} % sure")
-    return (f'<figure><img alt="{caption}" src="{embedded(dataset.open(row["picture"]))}">'
-            f"<figcaption>{caption}</figcaption></figure>")
-
-
-def embedded(picture):
-    """A small copy as a data URI; JPEG without the original's metadata, such as its place."""
+def figure(picture, caption):
+    """A small JPEG inside the page: of the pixels alone, for PIL would keep a photo's comment."""
     picture.thumbnail((SMALL, SMALL))
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+    pixels, content = Image.frombytes("RGB", picture.size, picture.tobytes()), io.BytesIO()
+    pixels.save(content, "JPEG", quality=80)
+    source = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return (f'<figure><img alt="{escape(caption)}" src="{source}"/>'
+            f"<figcaption>{escape(caption)}</figcaption></figure>")
 
-
-# The training, and how it was made -------------------------------------------------------------
 
 def curve(path):
     """L and L_CLIP of each step as an inline drawing, "" where nothing was trained."""
-    if not path.is_file():
-        return ""
-    rows = read_csv(path)
+    rows = data.read_csv(path) if path.is_file() else []
     lines = {name: averaged([float(row[name]) for row in rows]) for name in ("loss", "l_clip")}
     values = [value for line in lines.values() for value in line]
     if not values:
@@ -248,13 +360,149 @@ def polyline(values, low, high, colour):
     return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
 
 
-def details(run, settings):
+def details(path, settings):
     """Prompts and settings as text; paths of the machine are left out."""
-    told = json.loads((run / "run.json").read_text(encoding="utf-8")) if (
-        run / "run.json").is_file() else {}
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     prompts = "".join(f"<li>{escape(prompt)}</li>" for prompt in told.get("prompts", []))
     rows = [(name, value) for name, value in settings.items()
             if name not in HIDDEN and value is not None]
-    rows += [(name, value) for name, value in told.get("versions", {}).items()]
+    rows += told.get("versions", {}).items()
     listed = f"<h3>Prompts</h3><ul>{prompts}</ul>" if prompts else ""
     return f"<h2>How it was made</h2>{listed}<h3>Settings</h3>{table(rows)}"
+
+
+# The command line ------------------------------------------------------------------------------
+
+def own_parts(args, settings):
+    """{part: (dataset, labels, training images of each)} of the run's own dataset."""
+    dataset = evaluate.load_dataset(args.run, settings, args.data_root)
+    for note in dataset.notes:
+        print(f"note      {note}")
+    n = settings["class_counts"]
+    trained = n + [0] * (len(dataset.classnames) - len(n))
+    parts = evaluate.tested_classes(dataset, settings, args.classes)
+    return {part: (dataset, labels, [trained[k] for k in labels]) for part, labels in parts.items()}
+
+
+def target_parts(args, settings):
+    """The same of other datasets, each a part; a class was trained where its name was."""
+    counts = dict(zip(settings["trained_classes"], settings["class_counts"], strict=True))
+    parts = {}
+    for target in args.targets:
+        dataset = data.load(target, args.data_root or settings["data_root"])
+        if dataset.name in parts:
+            raise ValueError(f"two of --targets are named {dataset.name}, and each gets a folder "
+                             "of that name: report on them one at a time")
+        data.check_pictures(dataset, dataset.test, decode=False)
+        names = dataset.classnames
+        parts[dataset.name] = dataset, list(range(len(names))), [counts.get(n, 0) for n in names]
+    return parts
+
+
+def photo_parts(args, settings):
+    """The same of all pictures in a folder, none of which trained, as classes of the run.
+
+    A class folder has the name that it had in training, or else that of a class.
+    ValueError with all others; pictures that did train are warned of.
+    """
+    names, folder, notes = settings["trained_classes"], args.photos.expanduser(), []
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--photos {folder}: no such folder; expected one with a "
+                                "sub-folder of pictures for each class")
+    label_of = {name: k for k, name in enumerate(names)}
+    label_of |= {key: k for key, k in trained_folders(args.run).items() if k < len(names)}
+    _, found = data.read_folders(folder, None, notes)
+    unknown = sorted({key for items in found.values() for _, key in items} - label_of.keys())
+    if unknown:
+        raise ValueError(f"--photos {folder}: {len(unknown)} class folders have no name of this "
+                         f"run's classes: {', '.join(unknown)}; it knows {', '.join(names)}: "
+                         "rename them, or take them out")
+    items = [(name, label_of[key]) for part in found.values() for name, key in part]
+    dataset = data.own_dataset(f"all-of-{folder.resolve().name}", names,
+                               {"train": [], "val": [], "test": items},
+                               f"all {len(items)} pictures of the folder", folder, notes)
+    data.check_pictures(dataset, items)
+    for note in notes:
+        print(f"note      {note}")
+    twins = seen_in_training(dataset, args, settings)
+    if twins:
+        print(f"warning: {len(twins)} of these photos trained the run, byte for byte, first "
+              f"{twins[0]}: take them out, or the accuracy promises too much")
+    return {dataset.name: (dataset, list(range(len(names))), settings["class_counts"])}
+
+
+def trained_folders(run):
+    """{class folder: label} of the folder that a run was trained on, none where it was no folder.
+
+    They differ from the classes' names where these came from a file.
+    """
+    if not (run / "split.json").is_file():
+        return {}
+    _, parts, _ = data.read_split(run / "split.json")
+    found = {}
+    for name, label in parts["train"]:
+        top, *below = data.one_spelling(name).split("/")[:-1] or [""]
+        found[below[0] if top == "train" and below else top] = label
+    return found
+
+
+def seen_in_training(dataset, args, settings):
+    """Pictures with the bytes of one that the run trained on, as far as those are still there."""
+    drawn, place = args.run / "drawn.csv", Path(args.data_root or settings["dataset"])
+    trained = [place / name for name in (evaluate.read_drawn(drawn) if drawn.is_file() else ())]
+    sums = {clip_model.file_sha256(path) for path in trained if path.is_file()}
+    return [name for name, _ in dataset.test
+            if sums and clip_model.file_sha256(dataset.path(name)) in sums]
+
+
+def parse(argv=None):
+    p = data.Parser(description="What an evaluation says class by class, as files and as a page.")
+    add = p.add_argument
+    add("run", type=Path, help="folder that train.py made")
+    add("--out", type=Path, metavar="FILE.html", help="the page (evaluation/report.html in the "
+                                                      "run's folder)")
+    add("--classes", choices=["base", "novel", "all"],
+        help="these only (base and novel, or all where the run was trained on all)")
+    add("--targets", nargs="+", metavar="DATASET", help="other datasets, all classes of each (the "
+                                                        "run's own)")
+    add("--photos", type=Path, metavar="FOLDER", help="all pictures of a folder, with a sub-folder "
+                                                      "for each of the run's classes")
+    evaluate.add_machine_options(add, data_root=None)
+    args = p.parse_args(argv)
+    if sum(map(bool, (args.targets, args.classes, args.photos))) > 1:
+        raise ValueError("--targets and --photos take all classes: leave out --classes, and give "
+                         "one of the two")
+    return args
+
+
+def run(args):
+    if args.out:
+        data.check_output("--out", args.out, [".html"])
+    learner, settings = evaluate.load_run(args.run, *evaluate.machine(args),
+                                          backbone=args.backbone)
+    if args.photos:
+        parts = photo_parts(args, settings)
+    else:
+        parts = (target_parts if args.targets else own_parts)(args, settings)
+    frozen = {dataset.name: evaluate.FrozenFeatures(dataset, args.run.parent / "features")
+              for dataset, _, _ in parts.values()}
+    folder, found = args.run / "evaluation", {}
+    for part, (dataset, labels, counts) in parts.items():
+        print(f"\n{settings['label']} on {dataset.name}, {part}, split: {dataset.split}")
+        names, items = [dataset.classnames[k] for k in labels], data.select(dataset.test, labels)
+        result, p, plain = evaluate.evaluate_classes(learner, dataset, labels, frozen[dataset.name])
+        facts = result | judge(names, counts, items, p, plain)
+        write_files(folder / part, names, facts)
+        show(facts)
+        found[part] = dataset, facts
+    page = args.out or folder / "report.html"
+    data.write(page, page_of(args.run, settings, found))
+    print(f"per-class recall, predictions and confusion: {folder}\nreport: {page}")
+
+
+def main(argv=None):
+    return data.run_script(lambda: run(parse(argv)), "interrupted; run it again for the rest")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

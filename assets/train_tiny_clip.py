@@ -30,7 +30,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import clip_model
 import data
-from assets import files, weight_files, world
+from assets import world
 
 TEMPLATES = ["a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "this is a {}.",
              "a {}", "{}"]
@@ -114,20 +114,20 @@ def zero_shot(clip, specs, pictures):
 
 def parse(argv=None):
     """ValueError or FileNotFoundError for what can't be trained or saved, before any work."""
-    p = files.Parser(description=__doc__.splitlines()[0],
+    p = data.Parser(description=__doc__.splitlines()[0],
                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    whole = files.whole
+    whole = data.whole
     p.add_argument("--steps", type=whole(1), default=3000, help="200 of them are a warm-up")
     p.add_argument("--batch-size", type=whole(1), default=256, help="pictures of a step")
     p.add_argument("--pictures", type=whole(200), default=50_000,
                    help="size of the pre-training set; fewer than 200 may leave a colour out")
-    p.add_argument("--lr", type=files.number(1e-9), default=1e-3, help="AdamW's highest rate")
+    p.add_argument("--lr", type=data.number(1e-9), default=1e-3, help="AdamW's highest rate")
     p.add_argument("--patch", type=whole(1), default=8, help="pixels of a patch's side")
     p.add_argument("--width", type=whole(1), default=128, help="of both towers, 64 for each head")
     p.add_argument("--vision-layers", type=whole(1), default=4, help="of the image tower")
     p.add_argument("--text-layers", type=whole(1), default=3, help="of the text tower")
     p.add_argument("--embed-dim", type=whole(1), default=128, help="d, size of joint features")
-    p.add_argument("--seed", type=files.seed, default=0, help="of pictures, weights and batches")
+    p.add_argument("--seed", type=data.SEED, default=0, help="of pictures, weights and batches")
     p.add_argument("--out", type=Path, default=Path(__file__).with_name("tiny_clip.pt"),
                    help="the model, a .pt file; its log stands beside it")
     args = p.parse_args(argv)
@@ -135,8 +135,8 @@ def parse(argv=None):
         raise ValueError(f"--patch must divide the pictures' {world.SIZE} pixels, got {args.patch}")
     if args.width % 64:
         raise ValueError(f"--width must be a multiple of 64, heads x 64, got {args.width}")
-    files.check_output("--out", args.out, [".pt"])
-    files.check_output("log", args.out.with_suffix(".log"))
+    data.check_output("--out", args.out, [".pt"])
+    data.check_output("log", args.out.with_suffix(".log"))
     return args
 
 
@@ -203,7 +203,7 @@ def weights(clip):
     if broken:
         raise ValueError(f"{broken[0]} is no longer finite: try a smaller --lr")
     state["token_embedding.words"] = WORDS          # whose vectors these are; other words read as 0
-    return weight_files.saved(state)
+    return clip_model.as_bytes(state)
 
 
 def run(args):
@@ -228,12 +228,12 @@ def run(args):
     model = weights(clip)
     say(f"{args.out.name}: {len(model):,} bytes, {len(WORDS)} words, "
         f"SHA-256 {hashlib.sha256(model).hexdigest()}")
-    files.write(args.out, model)
-    files.write(args.out.with_suffix(".log"), "".join(lines))
+    data.write(args.out, model)
+    data.write(args.out.with_suffix(".log"), "".join(lines))
 
 
 def main(argv=None):
-    return files.exit_code(lambda: run(parse(argv)), "interrupted; no model was saved, an older "
+    return data.run_script(lambda: run(parse(argv)), "interrupted; no model was saved, an older "
                            "one and its log stay as they were")
 
 

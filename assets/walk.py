@@ -26,7 +26,6 @@ import clip_model
 import data
 import losses
 import prompts
-from assets import files
 
 PAGE = Path(__file__).with_name("walk.md")
 
@@ -331,19 +330,19 @@ def page(text, outputs):
 
 
 def main(argv=None):
-    p = files.Parser(description="One step of MaPLe + NPT, station by station.")
+    p = data.Parser(description="One step of MaPLe + NPT, station by station.")
     p.add_argument("--page", action="store_true", help="renew walk.md instead of printing")
 
     def job():
         args = p.parse_args(argv)
         outputs, _ = walk()
         if args.page:
-            files.write(PAGE, page(PAGE.read_text(encoding="utf-8"), outputs))
+            data.write(PAGE, page(PAGE.read_text(encoding="utf-8"), outputs))
             return
         for number, (station, output) in enumerate(zip(STATIONS, outputs, strict=True), 1):
             print(f"{number}. {station.__doc__}\n\n{textwrap.indent(output, '  ')}")
 
-    return files.exit_code(job)
+    return data.run_script(job)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ that the pre-training never showed. Some colour-shape pairs (UNSEEN) never occur
 neither in a picture nor in a caption; the novel classes of the main dataset are made of them, so
 they are novel to the tiny CLIP itself.
 """
-import io
+import argparse
 import sys
 import zlib
 from functools import lru_cache
@@ -284,19 +284,16 @@ def contact_sheet():
 
 
 def main(argv=None):
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from assets import files
-    p = files.Parser(description="Draw a picture of every class, to look at.")
+    p = argparse.ArgumentParser(description="Draw a picture of every class, to look at.")
     p.add_argument("out", nargs="?", type=Path, default=Path(__file__).with_name("world.png"),
-                   help="the picture, a .png file; default: world.png beside this script")
-
-    def job():
-        out, file = p.parse_args(argv).out, io.BytesIO()
-        files.check_output("out", out, [".png"])
-        contact_sheet().save(file, format="png", optimize=True)
-        files.write(out, file.getvalue())
-
-    return files.exit_code(job, "interrupted; nothing was saved")
+                   help="the picture, a .png file; absent: world.png beside this script")
+    out = p.parse_args(argv).out
+    try:
+        contact_sheet().save(out, format="png", optimize=True)
+    except OSError as problem:
+        print(f"error: {out}: can't be written ({problem.strerror or problem}); choose another "
+              "name", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -38,11 +38,11 @@ import small_runs
 import textbook
 
 import clip_model
+import data
 import evaluate
 import losses
 import prompts
 import train
-from assets import features, files
 
 CSV, PAGE = (Path(__file__).parents[1] / "assets" / name for name in ("speed.csv", "speed.md"))
 COLUMNS = ["case", "form", "dtype", "seconds", "megabytes", "floor", "rate", "torch", "processor",
@@ -113,9 +113,8 @@ def measure(kind, method, K, batch, form, dtype, device):
     @torch.no_grad()
     def evaluation():
         if form == "fast":
-            batches = [(x, torch.zeros(len(x), dtype=torch.long)) for x in images.split(100)]
-            z, labels = features.image_features(learner, batches)
-            evaluate.measure(learner, z, labels)
+            z = torch.cat([learner.image_features(x) for x in images.split(100)])
+            evaluate.measure(learner, z, torch.zeros(len(z), dtype=torch.long, device=z.device))
         else:
             for x in images.split(1 if method == "cocoop" else 100):
                 forward(x)
@@ -294,8 +293,8 @@ def save(rows):
     rows = sorted((row for row in rows if row["case"] in order), key=lambda row: (
         on_gpu(row), order.index(row["case"]), FORMS.index(row["form"])))
     text = page(rows)
-    files.write_csv(CSV, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
-    files.write(PAGE, text)
+    data.write_csv(CSV, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
+    data.write(PAGE, text)
 
 
 def page(rows):
@@ -364,21 +363,21 @@ def remarks(rows):
 
 def parse(argv=None):
     cases = "; ".join(f"{i} {title(case)}" for i, case in enumerate(ALL))
-    p = files.Parser(description=__doc__.splitlines()[0],
+    p = data.Parser(description=__doc__.splitlines()[0],
                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--device", choices=["cpu", "cuda"],
                    default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     p.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[:2],
                    help="of the fast form")
-    p.add_argument("--cases", nargs="+", type=files.whole(0, len(ALL) - 1), metavar="N",
+    p.add_argument("--cases", nargs="+", type=data.whole(0, len(ALL) - 1), metavar="N",
                    default=list(range(len(ALL))), help=f"measure these only: {cases}")
-    p.add_argument("--rounds", type=files.whole(1), default=2,
+    p.add_argument("--rounds", type=data.whole(1), default=2,
                    help="the forms take turns so often; the mean counts")
     p.add_argument("--page", action="store_true", help="only make the table from speed.csv")
     p.add_argument("--one", help=argparse.SUPPRESS)
     args = p.parse_args(argv)
-    files.pick_device(args.device)
+    clip_model.pick_device(args.device)
     if len(set(args.precisions)) < len(args.precisions):
         raise ValueError(f"--precisions names one twice: {' '.join(args.precisions)}")
     return args
@@ -403,7 +402,7 @@ def run(args):
 
 
 def main(argv=None):
-    return files.exit_code(lambda: run(parse(argv)),
+    return data.run_script(lambda: run(parse(argv)),
                            f"interrupted; finished cases are in {CSV.name}")
 
 

@@ -1,7 +1,9 @@
-"""Weights in: sizes from shapes, OpenAI's archive, state dicts. Tokenizer's edges."""
+"""CLIP: sizes from shapes, files that are no weights, the tokenizer, the features."""
 import gzip
+import io
 import itertools
 import math
+import pickle
 import re
 import warnings
 import zipfile
@@ -25,11 +27,21 @@ def state(weights):
     return dict(weights)
 
 
-def one_line(error):
-    return "\n" not in str(error.value) and len(str(error.value)) < 500
+def sparse(state, words=(0, 320, 2368, 49406, 49407)):
+    """The state with the token vectors of `words` only, as assets/tiny_clip.pt keeps them."""
+    rows = state["token_embedding.weight"][list(words)]
+    return {**state, "token_embedding.weight": rows, "token_embedding.words": torch.tensor(words)}
 
 
-# ------------------------------------------------------------------------- sizes and what is a CLIP
+def refused(error, message, job, *arguments):
+    """The job is refused with an error of one short line."""
+    with pytest.raises(error, match=message) as raised:
+        job(*arguments)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
+    return str(raised.value)
+
+
+# Sizes, and what is a CLIP ------------------------------------------------------------------------
 
 @pytest.mark.parametrize("sizes", [
     {},                                                                 # 2 x 2 patches
@@ -49,47 +61,34 @@ def test_sizes_come_from_the_shapes(sizes):
     torch.testing.assert_close(g, expected, atol=1e-5, rtol=0)
 
 
+NO_CLIP = "not the state dict of a ViT CLIP"
+
+
 def test_every_tensor_is_needed(weights):
-    for name in weights:
-        message = f"not the state dict of a ViT CLIP.*{re.escape(name)}"
-        with pytest.raises(ValueError, match=message) as error:
-            clip_model.build({n: t for n, t in weights.items() if n != name})
-        assert one_line(error)
+    without = {name: f"{NO_CLIP}.*{re.escape(name)}" for name in weights}
+    without |= {"": "is missing", "visual.transformer.": "'vision_layers': 0",
+                "transformer.": "'text_layers': 0"}
+    for start, message in without.items():
+        rest = {name: t for name, t in weights.items() if not name.startswith(start)}
+        refused(ValueError, message, clip_model.build, rest)
 
 
-def without_layers(tower):
-    return lambda s: [s.pop(name) for name in list(s) if name.startswith(tower + "transformer.")]
-
-
-@pytest.mark.parametrize("damage, message", [
-    (lambda s: s.clear(), "is missing"),
-    (lambda s: s.update(extra=torch.zeros(1)), "Unexpected key.*extra"),
-    (lambda s: s.update({"visual.proj": torch.zeros(3, 3)}), "size mismatch for visual.proj"),
-    (lambda s: s.update({"visual.layer1.0.conv1.weight": torch.zeros(1)}),
-     "ResNet CLIP; this companion covers the V"),
-    (lambda s: s.update(positional_embedding=torch.zeros(76, 64)),
-     "positional_embedding must have 77 rows, got 76"),
-    (lambda s: s.update({"token_embedding.weight": torch.zeros(9, 64)}),
-     "ding.weight must have 49408 rows, got 9"),
-    (lambda s: s.update(positional_embedding=torch.tensor(1.)), "not the state dict of a ViT CLIP"),
-    (lambda s: s.update({"visual.positional_embedding": torch.zeros(1, 128)}),
-     "at least 1.*'resolution': 0"),
-    (lambda s: s.update({"visual.positional_embedding": torch.zeros(4, 128)}),
-     "size mismatch for visual.pos"),
-    (lambda s: s.update({"visual.conv1.weight": torch.zeros(96, 3, 16, 16)}),
-     "multiples of 64.*'vision_width': 96"),
-    (lambda s: s.update(text_projection=torch.zeros(32, 64)), "multiples of 64.*'text_width': 32"),
-    (lambda s: s.update(text_projection=torch.zeros(64)), "not the state dict of a ViT CLIP"),
-    (without_layers("visual."), "'vision_layers': 0"),
-    (without_layers(""), "'text_layers': 0"),
-    (lambda s: s.update({"token_embedding.words": torch.tensor([49408])}),
-     "not the state dict of a ViT CLIP"),
-])
-def test_what_is_no_vit_clip_is_refused(state, damage, message):
-    damage(state)
-    with pytest.raises(ValueError, match=message) as error:
-        clip_model.build(state)
-    assert one_line(error)
+@pytest.mark.parametrize("changed, message", [
+    ({"extra": torch.zeros(1)}, "Unexpected key.*extra"),
+    ({"x" * 100_000: torch.zeros(1)}, "Unexpected key.*xxx[.]{3}$"),        # a long name is cut
+    ({"visual.proj": torch.zeros(3, 3)}, "size mismatch for visual.proj"),
+    ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "ResNet CLIP; this companion covers the V"),
+    ({"positional_embedding": torch.zeros(76, 64)}, "al_embedding must have 77 rows, got 76"),
+    ({"token_embedding.weight": torch.zeros(9, 64)}, "ding.weight must have 49408 rows, got 9"),
+    ({"positional_embedding": torch.tensor(1.)}, NO_CLIP),
+    ({"visual.positional_embedding": torch.zeros(1, 128)}, "at least 1.*'resolution': 0"),
+    ({"visual.positional_embedding": torch.zeros(4, 128)}, "size mismatch for visual.pos"),
+    ({"visual.conv1.weight": torch.zeros(96, 3, 16, 16)}, "multiples of 64.*'vision_width': 96"),
+    ({"text_projection": torch.zeros(32, 64)}, "multiples of 64.*'text_width': 32"),
+    ({"text_projection": torch.zeros(64)}, NO_CLIP),
+    ({"token_embedding.words": torch.tensor([49408])}, NO_CLIP)])
+def test_what_is_no_vit_clip_is_refused(state, changed, message):
+    refused(ValueError, message, clip_model.build, state | changed)
 
 
 def first_number(value):
@@ -117,52 +116,25 @@ PROJ = "visual.proj"
     (PROJ, torch.Tensor.bool, "visual.proj is a torch.strided tensor of torch.bool, expected"),
     (PROJ, lambda t: t.to(torch.complex64), "of torch.complex64, expected a dense one of floating"),
     (PROJ, torch.Tensor.to_sparse, "visual.proj is a torch.sparse_coo tensor of torch.float32"),
-    (PROJ, lambda t: t[:1].clone().expand(len(t), -1), "proj has the shape .128, 64., but fewer"),
-])
+    ("token_embedding.weight", torch.Tensor.to_sparse, "is a torch.sparse_coo tensor"),
+    (PROJ, lambda t: t[:1].clone().expand(len(t), -1), "proj has the shape .128, 64., but fewer")])
 def test_what_is_no_weight_is_refused_by_name(tmp_path, state, name, damage, message):
-    state[name] = damage(state[name])
-    with pytest.raises(ValueError, match=message) as error:
-        clip_model.build(state)
-    assert str(error.value).startswith(name) and one_line(error)
-    torch.save(sparse(state), tmp_path / "clip.pt")
+    for kept in (state, sparse(state)):
+        kept[name] = damage(kept[name])
+        assert refused(ValueError, message, clip_model.build, kept).startswith(name)
+    torch.save(kept, tmp_path / "clip.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("error")                          # one line, and no warning before it
-        with pytest.raises(ValueError, match=message):
-            clip_model.load(tmp_path / "clip.pt")
+        refused(ValueError, message, clip_model.load, tmp_path / "clip.pt")
 
 
 @pytest.mark.parametrize("name, value", [
     (PROJ, 1e4), (PROJ, -1e4), ("logit_scale", 0.), ("logit_scale", math.log(1000) - 1e-6)])
-def test_the_ends_of_the_range_are_weights(state, name, value):
+def test_the_ends_of_the_range_are_weights_and_so_is_what_has_no_numbers(state, name, value):
     state[name] = first_number(value)(state[name])
     assert clip_model.build(state).state_dict()[name].view(-1)[0] == torch.tensor(value)
-
-
-def test_tensors_without_numbers_are_built_too(state):
     clip = clip_model.build({name: tensor.to("meta") for name, tensor in state.items()})
     assert all(parameter.is_meta for parameter in clip.parameters())
-
-
-def test_what_a_file_says_is_clipped(state):
-    with pytest.raises(ValueError, match="Unexpected key.*xxx[.]{3}$") as error:
-        clip_model.build({**state, "x" * 100_000: torch.zeros(1)})
-    assert len(str(error.value)) < 200
-    with pytest.raises(ValueError, match="100000 characters where CLIP takes 77 tokens") as error:
-        clip_model.prompt_ids("x" * 100_000)
-    assert len(str(error.value)) < 200
-
-
-def sparse(state, words=(0, 320, 2368, 49406, 49407)):
-    """The state with the token vectors of `words` only, as assets/tiny_clip.pt keeps them."""
-    rows = state["token_embedding.weight"][list(words)]
-    return {**state, "token_embedding.weight": rows, "token_embedding.words": torch.tensor(words)}
-
-
-def test_token_vectors_of_some_words_are_weights_too(state):
-    given = sparse(state)
-    given["token_embedding.weight"] = given["token_embedding.weight"].to_sparse()
-    with pytest.raises(ValueError, match="^token_embedding.weight is a torch.sparse_coo tensor"):
-        clip_model.build(given)
 
 
 def test_token_vectors_of_some_words_only(state):
@@ -174,15 +146,14 @@ def test_token_vectors_of_some_words_only(state):
     assert table.count_nonzero(dim=1).count_nonzero() == 5
 
 
-# -------------------------------------------------------------------------------------------- files
+# Files --------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("form", ["archive", "plain", "older format", "wrapped", "module.",
                                   "wrapped module."])
 def test_every_form_of_file_loads(tmp_path, state, form):
     path = tmp_path / "clip.pt"
-    if form == "archive":
+    if form == "archive":                                       # OpenAI's archives are float16
         openai_archive(state, path)
-        # OpenAI's archives are float16
         state = {name: tensor.half().float() for name, tensor in state.items()}
     else:
         written = {"module." + n: t for n, t in state.items()} if "module." in form else state
@@ -196,39 +167,14 @@ def test_every_form_of_file_loads(tmp_path, state, form):
         assert parameter.dtype == torch.float32 and torch.equal(parameter, state[name]), name
 
 
-def test_only_the_deprecation_of_torch_jit_load_is_silenced(tmp_path, state, monkeypatch):
-    real_load = torch.jit.load
-
-    def load(*arguments, **options):
-        warnings.warn("`torch.jit.load` is deprecated.", DeprecationWarning, stacklevel=1)
-        warnings.warn("something else", stacklevel=1)
-        return real_load(*arguments, **options)
-
-    openai_archive(sparse(state), tmp_path / "clip.pt")
-    monkeypatch.setattr(torch.jit, "load", load)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        clip_model.load(tmp_path / "clip.pt")
-        # the filter is gone again
-        warnings.warn("`torch.jit.load` is deprecated.", DeprecationWarning, stacklevel=1)
-    assert [str(w.message) for w in seen] == ["something else", "`torch.jit.load` is deprecated."]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_precision_of_the_weights_and_of_the_temperature(tmp_path, state, dtype):
-    torch.save(sparse(state), tmp_path / "clip.pt")
-    clip = clip_model.load(str(tmp_path / "clip.pt"), dtype=dtype)
-    assert {p.dtype for name, p in clip.named_parameters() if name != "logit_scale"} == {dtype}
-    assert clip.logit_scale.dtype == torch.float32
-    assert clip.temperature.item() == pytest.approx(0.01, rel=1e-6)
-
-
-def test_tiny():
-    clip = clip_model.load("tiny")
-    tokens = clip_model.tokenize(["a red circle", "a blue square"])
-    features = F.normalize(clip.encode_text(tokens), dim=-1)
-    assert len(clip.token_embedding.weight) == 49408
-    assert features[0] @ features[1] < 0.99  # more: test_world.py
+def test_an_archive_is_read_as_torchscript_reads_it(archive):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                         # torch calls it deprecated
+        expected = torch.jit.load(archive).state_dict()
+    found = clip_model.read_state_dict(archive)
+    assert found.keys() == expected.keys() and "input_resolution" in found
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
 class Explosive:
@@ -236,41 +182,49 @@ class Explosive:
         return pytest.fail, ("code from the file ran",)
 
 
+def zipped(content, compression=zipfile.ZIP_STORED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, what in content.items():
+            archive.writestr(name, what)
+    return file.getvalue()
+
+
+def again(packed, compression=zipfile.ZIP_STORED, **changed):
+    """An archive packed anew, sums and all, with other content where a name ends so."""
+    archive = zipfile.ZipFile(io.BytesIO(packed))
+    return zipped({name: next((new for end, new in changed.items() if name.endswith("/" + end)),
+                              archive.read(name)) for name in archive.namelist()}, compression)
+
+
+HOLLOW = {"clip/constants.pkl": b"x"}
+
+
+NOT_TENSORS = "not tensors alone: save the state_dict"
 NOT_WEIGHTS, NO_STATE = "not a weights file, or a truncated one", "holds no state dict"
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"text", NOT_WEIGHTS), (b"", NOT_WEIGHTS),
-    ("cut archive", NOT_WEIGHTS), ("cut dict", NOT_WEIGHTS),
-    ("damaged names", NOT_WEIGHTS), ("foreign zip", NOT_WEIGHTS), ("hollow archive", NOT_WEIGHTS),
-    (Explosive(), NOT_WEIGHTS), ({"a": Explosive()}, NOT_WEIGHTS),
-    (torch.nn.Linear(2, 2), NOT_WEIGHTS), ([1, 2], NO_STATE), (torch.zeros(3), NO_STATE),
+    *((damaged, NOT_WEIGHTS) for damaged in (                   # what was saved, OpenAI's archive
+        lambda saved, archive: saved[:100000], lambda saved, archive: archive[:-5000],
+        lambda saved, archive: saved.replace(b"archive/data.pkl", b"archive/d\xff\xfea.pkl"),
+        lambda saved, archive: saved[:200000] + bytes([saved[200000] ^ 1]) + saved[200001:],
+        lambda saved, archive: again(archive, **{"data/0": b"few"}),            # sums are right
+        lambda saved, archive: again(archive, zipfile.ZIP_DEFLATED, **{"data/0": bytes(10 ** 7)}),
+        b"text", b"", zipped({"hello.txt": b"x"}), zipped(HOLLOW),
+        zipped(HOLLOW | {"clip/data.pkl": pickle.dumps(Explosive())}))),
+    (Explosive(), NOT_TENSORS), ({"a": Explosive()}, NOT_TENSORS),
+    (torch.nn.Linear(2, 2), NOT_TENSORS), ([1, 2], NO_STATE), (torch.zeros(3), NO_STATE),
     ({"state_dict": None}, NO_STATE), ({"epoch": 3}, NO_STATE),
-    ({3: torch.zeros(1)}, NO_STATE), ({"a": torch.zeros(1), "b": "c"}, NO_STATE),
-    ({}, "not the state dict of a ViT CLIP"),
+    ({3: torch.zeros(1)}, NO_STATE), ({"a": torch.zeros(1), "b": "c"}, NO_STATE), ({}, NO_CLIP),
     ({"visual.layer1.0.bn1.weight": torch.zeros(1)}, "weights of a ResNet")],
-    ids=lambda value: None if isinstance(value, str) else repr(value)[:20])
-def test_unreadable_files(tmp_path, state, content, message):
+    ids=lambda value: repr(value)[:20])
+def test_unreadable_files(tmp_path, state, archive, content, message):
     path = tmp_path / "clip.pt"
-    if content == "cut archive":
-        openai_archive(sparse(state), path)
-        path.write_bytes(path.read_bytes()[:-5000])
-    elif content == "cut dict":
-        torch.save(state, path)
-        path.write_bytes(path.read_bytes()[:100000])
-    elif content == "damaged names":                      # the zip's directory is no UTF-8 any more
-        torch.save({"a": torch.zeros(1)}, path)
-        path.write_bytes(path.read_bytes().replace(b"clip/data.pkl", b"clip/d\xff\xfea.pkl"))
-    elif content in ("foreign zip", "hollow archive"):
-        with zipfile.ZipFile(path, "w") as file:
-            file.writestr("clip/constants.pkl" if content == "hollow archive" else "hello.txt", "x")
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    with pytest.raises(ValueError, match=message) as error:
-        clip_model.load(path)
-    assert str(error.value).startswith(f"{path}: ") and one_line(error)
+    if callable(content) and not isinstance(content, torch.nn.Module):
+        content = content(clip_model.as_bytes(state), archive.read_bytes())
+    path.write_bytes(content if isinstance(content, bytes) else clip_model.as_bytes(content))
+    assert refused(ValueError, message, clip_model.load, path).startswith(f"{path}: ")
 
 
 def test_a_file_one_may_not_read_is_not_called_damaged(tmp_path, monkeypatch):
@@ -279,26 +233,19 @@ def test_a_file_one_may_not_read_is_not_called_damaged(tmp_path, monkeypatch):
 
     (tmp_path / "clip.pt").write_text("x")
     monkeypatch.setattr(torch, "load", denied)                  # no chmod: root may read everything
-    with pytest.raises(PermissionError, match="Permission denied: .*clip.pt"):
-        clip_model.load(tmp_path / "clip.pt")
+    refused(PermissionError, "Permission denied: .*clip.pt", clip_model.load, tmp_path / "clip.pt")
 
 
-@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"])
-def test_resnets_are_not_covered(name):
-    message = f"{name} is a ResNet; this companion covers the ViT models: ViT-B/32, "
-    with pytest.raises(ValueError, match=message):
-        clip_model.load(name)
+@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/15", "",
+                                  "no/such.pt", "."])
+def test_names_that_are_no_model(name, at):
+    error, message = FileNotFoundError, f"no CLIP model or file '{name}': give one of ViT-B/32, .*"
+    if name.startswith("RN"):
+        error, message = ValueError, f"{name} is a ResNet; this companion covers the ViT models: V"
+    refused(error, message, clip_model.load, name)
 
 
-@pytest.mark.parametrize("name", ["ViT-B/15", "", "no/such.pt", "."])
-def test_names_that_are_no_model(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    message = f"no CLIP model or file '{name}': give one of ViT-B/32, .*, tiny, or"
-    with pytest.raises(FileNotFoundError, match=message):
-        clip_model.load(name)
-
-
-# ------------------------------------------------------------------------------------ the tokenizer
+# The tokenizer ------------------------------------------------------------------------------------
 
 class Same(dict):
     """Every symbol is its own id."""
@@ -378,7 +325,7 @@ def test_vocabulary_has_no_gap():
     assert sorted(clip_model.Tokenizer().ids.values()) == list(range(49408))
 
 
-# ------------------------------------------------------------------------------------- the features
+# The features -------------------------------------------------------------------------------------
 
 def test_what_follows_the_end_token_does_not_matter(small_clip):
     tokens = clip_model.tokenize(["a cat", "a photo of a large brown dog.", "x"])
@@ -419,15 +366,38 @@ def test_attention_by_loops(dtype, tolerance, masked):
         assert (y.grad.double() - grad).norm() <= tolerance * grad.norm()
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, .02), (torch.float16, .005)])
-def test_low_precision_agrees(tmp_path, dtype, tolerance):
+@pytest.mark.parametrize("dtype, tolerance", [
+    (torch.float32, 1e-6), (torch.bfloat16, .02), (torch.float16, .005)])
+def test_precision_of_weights_features_and_temperature(tmp_path, small_clip, dtype, tolerance):
     torch.save(hash_state(), tmp_path / "clip.pt")
-    full = clip_model.load(tmp_path / "clip.pt")
-    low = clip_model.load(tmp_path / "clip.pt", dtype=dtype)
+    low = clip_model.load(str(tmp_path / "clip.pt"), dtype=dtype)
+    assert {p.dtype for name, p in low.named_parameters() if name != "logit_scale"} == {dtype}
+    assert low.logit_scale.dtype == torch.float32
+    assert low.temperature.item() == pytest.approx(0.01, rel=1e-6)
     images, tokens = torch.randn(4, 3, 32, 32), clip_model.tokenize(["a cat", "a photo of a dog."])
     with torch.no_grad():
-        for a, b in ((full.encode_image(images), low.encode_image(images)),
-                     (full.encode_text(tokens), low.encode_text(tokens))):
+        for a, b in ((small_clip.encode_image(images), low.encode_image(images)),
+                     (small_clip.encode_text(tokens), low.encode_text(tokens))):
             assert b.dtype == dtype
             found = F.normalize(b.float())
             torch.testing.assert_close(found, F.normalize(a), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("asked, device, dtype", [
+    ("auto", "cpu", torch.float32), ("auto", "cuda", torch.float16), ("auto", "mps", torch.float32),
+    ("bfloat16", "cuda", torch.bfloat16), ("float32", "cuda", torch.float32)])
+def test_precision_follows_the_device(asked, device, dtype, capsys):
+    assert clip_model.pick_precision(asked, torch.device(device)) == dtype
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("times, said", [(5.8, True), (0.6, False)])    # AVX2; AVX-512 bfloat16
+def test_a_type_that_this_cpu_computes_slowly_is_said_and_taken(times, said, monkeypatch, capsys):
+    clip_model.say.cache_clear()
+    monkeypatch.setattr(clip_model, "slowness", lambda dtype: times)
+    assert clip_model.pick_precision("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert ("5.8 times slower than float32" in capsys.readouterr().out) == said
+
+
+def test_slowness_is_of_one_type_over_the_other():
+    assert 0.2 < clip_model.slowness(torch.float32) < 5

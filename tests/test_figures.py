@@ -11,7 +11,6 @@ import torch
 from small_runs import call, done, files, refused, write_classes
 from test_tables import WEIGHTS
 
-import evaluate
 from assets import figures
 
 CLASSES = {"red_cat": 24, "blue dog": 12, "white_mouse": 12, "green cow": 12, "owl": 12}
@@ -289,8 +288,8 @@ def test_figure_history(tmp_path):
     assert [list(line.get_ydata()) for line in figure.axes[7].lines] == [[8, 9], [8, 19]]
     assert math.isnan(figure.axes[5].lines[0].get_ydata()[1])
     assert len({line.get_linestyle() for line in figure.axes[7].lines}) == 2
-    for rows, reason in (((), "no line in it"), (["0,0,1,x,3,4,5,6,7,8"], "not what train.py"),
-                         (["0,0,1"], "not what train.py")):
+    for rows, reason in (((), "no line in it"), (["0,0,1,x,3,4,5,6,7,8"], "not what assets/h"),
+                         (["0,0,1"], "not what assets/h")):
         with pytest.raises(ValueError, match=f"history.csv: {reason}"):
             figures.histories([history(tmp_path / "bad", *rows)])
 
@@ -324,7 +323,7 @@ def test_refusals(grid, at):
             ([2, "empty"], "no result.json in it"),
             ([4, plain], "with and without NPT"),
             ([5, plain], "expected runs with NPT"),
-            (["history", plain], f"{plain}: no history.csv in it: train with train.py --history")):
+            (["history", plain], f"{plain}: no history.csv in it: train with assets/history.py")):
         argv += ["--out", "f.png"] * ("--out" not in argv)
         assert reason in refused(*argv, main=figures.main)
     assert not files(at)
@@ -335,7 +334,7 @@ def test_damaged_runs_are_named_and_left_out(grid, at):
     shutil.copytree(grid / "dtd-maple-off-1.0-1", "runs/good")
     Path("runs/bad").mkdir()
     Path("runs/bad/result.json").write_text("{")
-    assert "skipped   runs/bad: result.json can't be read" in done(
+    assert "skipped   runs/bad: runs/bad/result.json: expected a file of a run" in done(
         2, "runs", "--out", "f.png", main=figures.main)
 
 
@@ -345,31 +344,3 @@ def test_without_matplotlib(grid, at, monkeypatch):
     code, _, error = call(figures.main, 2, grid, "--out", "f.png")
     assert (code, error) == (2, "error: figures need matplotlib: pip install matplotlib\n")
     assert not files(at)
-
-
-# evaluate.py RUN --features -------------------------------------------------------------------
-
-@pytest.mark.parametrize("name", ["tail", "cocoop"])
-def test_features_of_a_run(trained, at, name):
-    """The exported features give the numbers that the run itself was measured with."""
-    numpy = pytest.importorskip("numpy")
-    done(trained / name, "--features", "f.npz", main=evaluate.main)
-    saved = numpy.load("f.npz")                                 # nothing in it is pickled
-    z, g, y = saved["z"], saved["g"], saved["y"]
-    assert saved["part"].tolist() == ["base"] * 3 + ["novel"] * 2
-    assert saved["classnames"].tolist() == sorted(CLASSES)
-    assert all(picture.startswith(sorted(CLASSES)[k] + "/")
-               for picture, k in zip(saved["pictures"], y, strict=True))
-    result = json.loads((trained / name / "result.json").read_text())
-    for part, prefix, ks in (("base", "", (0, 1, 2)), ("novel", "novel_", (3, 4))):
-        rows = [i for i in range(len(y)) if y[i] in ks]
-        own = sum(float(z[i] @ g[y[i]]) for i in rows) / len(rows)
-        right = sum(max(ks, key=lambda k, i=i: z[i] @ g[k]) == y[i] for i in rows)
-        # CoCoOp's texts are averaged over images, which the run's are not
-        assert own - 1 == pytest.approx(result[prefix + "delta_mid"],
-                                        abs=1e-4 if name == "tail" else 0.02)
-        assert name == "cocoop" or 100 * right / len(rows) == pytest.approx(result[part], abs=1e-4)
-    done(trained / name, "--features", "f.npz", "--classes", "novel", main=evaluate.main)
-    assert set(numpy.load("f.npz")["y"].tolist()) == {0, 1}
-    assert "ends in .npz" in refused(trained / name, "--features", "f.csv", main=evaluate.main)
-    assert files(at).keys() == {"f.npz"}

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-from small_runs import files, read, refused
+from small_runs import done, files, read, refused
 
 import clip_model
 import data
 import evaluate
 import prompts
-from assets import free_features, laboratory, measures
+from assets import free_features, laboratory, real_features, report
 from assets import laboratory_page as page
 from assets.laboratory_page import (
     ADJUSTED,
@@ -332,6 +332,79 @@ def test_only_what_is_between_markers_is_written(found, monkeypatch):
         page.with_tables(text.format("two", "two"), found)
 
 
+def test_what_became_of_a_prediction_by_hand():
+    def became(low, high):
+        return page.outcome(page.Estimate((low + high) / 2, low, high, 12), -.5, .5)
+
+    assert [became(-.4, .4), became(-.6, .4), became(.4, .6), became(.5, .7), became(-2, -1)] == [
+        "held", "open", "open", "refuted", "refuted"]
+
+
+def test_real_changes_are_sums_of_cells_paired_by_seed():
+    """NPT's gain at 0.01 less that at 1, from the file row by row; 12 seeds, all cells."""
+    rows = {(row["tau"], row["w1"], row["w2"], int(row["seed"])): float(row["H"])
+            for row in read(real_features.CSV) if row["model"] == "map"}
+    assert len(rows) == 3 * 16 * 12
+    gains = [rows["0.01", "mean", "mean", seed] - rows["0.01", "0", "0", seed]
+             - rows["1", "mean", "mean", seed] + rows["1", "0", "0", seed] for seed in range(1, 13)]
+    (_, _, more, less, _), = real_features.PREDICTIONS["at 0.01 as at 1, within 0.5 (map)"]
+    estimate = page.real_change("map", "H", more, less)
+    assert estimate.mean == pytest.approx(sum(gains) / 12) and estimate.n == 12
+    assert real_features.CSV.read_text().count("free,") == len(rows)
+
+
+def test_images_drawn_of_real_features():
+    """Two deals of 6 classes with 16 images each, whose one number names the image."""
+    y = torch.arange(6).repeat_interleave(16)
+    z = torch.arange(96.)[:, None]
+    base, novel, images = real_features.deal(6, z, y, 1)
+    assert sorted([*base.tolist(), *novel.tolist()]) == list(range(6)) and len(base) == 3
+    kept, held = (real_features.drawn(images, [n] * 3, skip) for n, skip in ((12, 0), (4, 12)))
+    assert len({*kept[0].flatten().tolist(), *held[0].flatten().tolist()}) == 48
+    for some in (kept, held, real_features.drawn(images, [16, 1, 2])):
+        assert [base[k].item() for k in some[1]] == (some[0].flatten() // 16).tolist()
+    assert some[1].bincount().tolist() == [16, 1, 2]
+    assert real_features.deal(6, z, y, 2)[2][0].tolist() != images[0].tolist()
+
+
+def test_texts_trained_on_a_small_file(at, monkeypatch):
+    """Zero-shot texts that are all but one and the same learn to tell the base classes apart."""
+    for name, value in {"CSV": at / "out.csv", "TAUS": (1.0,), "WEIGHTS": ("0", "mean"),
+                        "RATES": (1e-9, 0.1), "STEPS": (30,)}.items():
+        monkeypatch.setattr(real_features, name, value)
+    generator = torch.Generator().manual_seed(1)
+    y = torch.arange(6).repeat_interleave(16)
+    z = 3 * torch.eye(6)[y] + torch.randn(96, 6, generator=generator)
+    g = 1 + 1e-3 * torch.eye(6).roll(1, 0)
+    numpy.savez("f.npz", z=z, y=y, z_train=z, y_train=y, g=g, temperature=0.2)
+    done("f.npz", "--seeds", "2", main=real_features.main)
+    rows = read(at / "out.csv")
+    assert len(rows) == 2 * (1 + 2 * 4) and {row["rate"] for row in rows} == {"", "0.1"}
+    for first, *trained in (rows[:9], rows[9:]):
+        assert first["model"] == "zero-shot" and float(first["base"]) < 50
+        maps, free = trained[:4], trained[4:]
+        assert all(row["novel"] == first["novel"] for row in free)
+        assert any(row["novel"] != first["novel"] for row in maps)
+        assert float(free[0]["base"]) > 60 and float(maps[0]["base"]) > 60
+        mi, lc = ([float(row["delta_mid"]) for row in free],
+                  [float(row["delta_lcd"]) ** 2 + float(row["lc_unequal"]) for row in free])
+        assert mi[1] > mi[0] and mi[3] > mi[2] and lc[2] < lc[0] and lc[3] < lc[1]
+        base, *_ = real_features.deal(6, z, y, int(first["seed"]))
+        counts = data.class_counts(3, 16, 0.01, int(first["seed"]))
+        recall = [(z[y == k] @ g[base].T).argmax(dim=1).tolist().count(place) / .16
+                  for place, k in enumerate(base)]
+        few = [r for r, n in zip(recall, counts, strict=True) if n == 1]
+        assert float(first["base"]) == pytest.approx(sum(recall) / 3, abs=.01)
+        assert len(few) == 2 and float(first["few"]) == pytest.approx(sum(few) / 2, abs=.01)
+
+
+def test_weights_of_real_features_are_the_printed_sums_as_means():
+    """28 classes have 756 ordered pairs; 100 images."""
+    assert real_features.sizes("sum", "sum", 28, 100) == pytest.approx((.3 * 756, 80))
+    assert real_features.sizes("mean", "middle", 28, 100) == pytest.approx((.3, 8))
+    assert real_features.sizes("0", "0", 28, 100) == (0, 0)
+
+
 def test_verdicts_follow_the_numbers():
     """Every H of NPT lowered by 20 points: no claim may keep its gain."""
     done = page.read_results()
@@ -351,15 +424,15 @@ CONSTANTS = [
     "tau = 0.05 and 0.01", "tau = 1, 0.05, 0.01", "tau = 1 ", "tau = 1.", "tau = 0.01", "at 0.01",
     "lambda = 0.01", "lambda = 1 ", "The 12 novel classes", "24 classes", "1.5 million", "K = 5",
     "ViT-B/16", "95 %", "80 %", "side of 0;", "includes 0,", "leave out 0", "length 1",
-    "H1 to H6", "- H1 ", "- H2 ", "- H3, H4 ", "- H5 ", "; H6 ", "H5 would", "H4's r",
-    "5 epochs", "5 at ", "242 steps", "240 steps", "in 242",
-    "(2 seeds)", "(8 seeds)", "(40 seeds each)", "Eq. (5)", "Eq. (6)", "Definition 2", "Remark 2.",
+    "H1 to H6", "H3 and H4", "H5 would", "H4's r",
+    "5 epochs", "242 steps", "240 steps",
+    "(2 seeds)", "(8 seeds)", "(40 seeds each)", "ViT-B/32", "Caltech101", "0.8 L_MI",
+    "map of rank 4", "over 12 seeds", "Tau = 0.01",
+    "Eq. (5)", "Eq. (6)", "Definition 2", "Remark 2.",
     "Fig. 2.", "L_CLIP/dg_k = 0", "Delta_LCD^2", "K/(K-1)", "||gbar||^2", "(K-1)/K", "= 1 - ",
-    "||g_k - gbar||^2", "a^2/(a^2 + b^2)", "It is 0 for", "wants 0.", "w_1 = 39.6",
-    "lr 0.0035", "from 0.5 to 0.6", "gains 10 points",
-    # the first edition, whose runs are not kept
-    "lambda = 0.038", "(Delta_LCD 0.17)", "77.0", "65.5", "+0.49", "+1.0 ± 0.9", "+1.8 ± 1.3",
-    "+0.7 ± 0.9"]
+    "||g_k - gbar||^2", "a^2/(a^2 + b^2)", "It is 0 for",
+    "from 0.5 to 0.6", "gains 10 points"]
+
 
 
 def quoted(found):
@@ -378,14 +451,9 @@ def quoted(found):
     left = 1 - 11 / 12 * found.mean("delta_lcd", LONG)
     net = found.values("net_few_last", LONG)
     zero, = found.runs(ZERO).values()
-    images = [sum(data.class_counts(12, 16, tau)) for tau in (0.05, 0.01)]
 
     def r(cell):
         return f"{numpy.corrcoef(found.values('mid', cell), found.values(H, cell))[0, 1]:+.2f}"
-
-    def between(measure):
-        means = [[found.mean(m, cell) for cell in page.MATCHED] for m in (measure, H)]
-        return f"{numpy.corrcoef(means)[0, 1]:+.2f}"
 
     def free(lam, objective, column):
         row, = (row for row in read(free_features.CSV) if (row["K"], row["tau"], row["lambda"],
@@ -395,17 +463,26 @@ def quoted(found):
     def sweep(method, w1, w2):
         return found.values(H, page.sweep_cell(method, w1, w2), (1, 2))
 
-    def most(method):
-        return max(numpy.std(sweep(method, w1, w2), ddof=1) for w1 in page.W1 for w2 in page.W2)
+    def real(model, measure, *weights):
+        return page.real_change(model, measure, [(0.01, *weights)], [(0.01, "0", "0")]).quoted()
 
+    def own_cosine(w2):
+        return f"{1 + page.real_values('map', 'delta_mid', (0.01, '0', w2)).mean():.2f}"
+
+    def against_l_clip(place):
+        l_mi, l_clip = (float(page.real_figures()[page.FIGURES[name]][place])
+                        for name in ("0.8 L_MI", "L_CLIP"))
+        return f"{l_mi / l_clip:.1f}"
+
+    by_map, by_free = (page.real_cells()[model, "1", "0", "0"] for model in ("map", "free"))
     h5 = found.paired(H, NPT, {}, comparisons=page.HYPOTHESES)
-    t = page.tables.student_t(39, 1 - 0.05 / 6)
-    shown = h5.half * (t + page.tables.student_t(39, 0.6)) / t
+    t = page.evaluate.student_t(39, 1 - 0.05 / 6)
+    shown = h5.half * (t + page.evaluate.student_t(39, 0.6)) / t
     return [
         ("On the {} seeds that have both budgets: {} in 242 steps, {} in 55;",
          (len(seeds), p(1, H, LONG, EVEN_LONG, seeds=seeds), p(1, H, *short))),
         ("only their difference is seen there, {}.", (p(1, H, *short, LONG, EVEN_LONG),)),
-        ("Over {} cells with and without it H gains from {} to {}; {} intervals leave out 0, and {}"
+        ("Over {} cells H gains from {} to {}; {} intervals leave out 0, and {}"
          " once corrected for {}.",
          (len(cells), f"{min(g.mean for g in gains):+.1f}", f"{max(g.mean for g in gains):+.1f}",
           sum(g.sign != 0 for g in gains),
@@ -433,37 +510,31 @@ def quoted(found):
         ("At {} that is {} % of the squared length, as if lambda were {}.",
          (f"{found.mean('delta_lcd', LONG):.2f}", f"{100 * left:.0f}",
           f"{0.01 / math.sqrt(left):.3f}")),
-        ("With Eq. (6) as a sum Delta_LCD is {},", (f"{found.mean('delta_lcd', strong_mi):.2f}",)),
+        ("With Eq. (6) as a sum Delta_LCD is {}.", (f"{found.mean('delta_lcd', strong_mi):.2f}",)),
         ("is {} after the warm-up epoch, {} after {} and then negative in {} of {} seeds; of "
          "many-shot ones {}.",
          (p(2, "net_few_first", LONG), p(2, "net_few_last", LONG), LONG["epochs"],
           sum(v < 0 for v in net), len(net), p(2, "net_many_last", LONG))),
         ("{} and {} in the long-tailed ones (without NPT, with it), {}, {} and {} in the balanced "
          "ones", [r(page.MATCHED[place]) for place in (2, 3, 0, 1, 4)]),
-        ("it is {}, and of |Delta_LCD| {}:", (between("mid"), between("lcd"))),
         ("NPT moves novel accuracy by {}, Eq. (5) as a sum by {}.",
          (p(1, "novel", with_npt, LONG), p(1, "novel", strong_lc, LONG))),
-        ("the mean cosine ends at {} (an ETF: {}), its standard deviation over pairs at {} (0).",
-         (f"{found.mean('cos_all', strong_lc):.2f}", f"{-1 / 11:.2f}",
-          f"{math.sqrt(found.mean('lc_unequal', strong_lc)):.2f}")),
-        ("MaPLe {}. Cross-entropy", (f"{1 + found.mean('delta_mid', LONG):.2f}",)),
-        ("{} is {} in a logit.", ("0.05", f"{0.05 / 0.01:.0f}")),
-        ("with {} and {} in all, {} and {} steps.",
-         (*images, *(n // 4 * page.CELL["epochs"] for n in images))),
-        ("H differs by {}, at 240 steps by {}.",
-         (p(1, H, {"tau": 0.05}, {"tau": 0.01}), p(1, H, LONG_005, LONG))),
-        ("(cosine {}), with L_LC less ({}); at 0.01 all classes are told apart (p = {})",
+        ("MaPLe {}.", (f"{1 + found.mean('delta_mid', LONG):.2f}",)),
+        ("(cosine {}, with L_LC {}); at 0.01 all classes are told apart first (p = {};",
          (f"{float(free('1', 'L_CLIP', 'cos_rare')):.2f}",
           f"{float(free('1', '+ L_LC', 'cos_rare')):.2f}", free("0.01", "L_CLIP", "p_rare"))),
         ("if it were {} points.", (f"{shown:.1f}",)),
         ("the {} test images a class;", (page.unpacked(zero["right"], 12).shape[1],)),
-        ("at most {} images, \"many\" with {} or more;", (measures.FEW, measures.MANY)),
-        ("warm-up takes {} of {} with {} images, {} of {} with {}.",
-         (192 // 4, 192 // 4 * 5, 192, 45 // 4, 45 // 4 * 22, 45)),
-        ("up to {} (MaPLe) and {} (CoCoOp); MaPLe's {} is {} over {} seeds:",
-         (f"{most('maple'):.1f}", f"{most('cocoop'):.1f}",
-          f"{numpy.mean(sweep('maple', 0.0, 0.0)):.1f}", f"{found.mean(H, {}):.1f}",
-          len(found.runs({})))),
+        ("at most {} images, \"many\" with {} or more;", (report.FEW, report.MANY)),
+        ("for {} classes of Caltech101", (page.real_figures()["classes"][0],)),
+        ("of these {} classes alone", (page.real_figures()["classes"][0],)),
+        ("Adam's rate {} and {} steps (map), {} (free, the most tried)",
+         (by_map[0]["rate"], by_map[0]["steps"], by_free[0]["steps"])),
+        ("alone it moves H by {} (map) and few-shot recall by {} (free), L_LC alone by {} and {}.",
+         (real("map", "H", "0", "mean"), real("free", "few", "0", "mean"),
+          real("map", "H", "mean", "0"), real("free", "few", "mean", "0"))),
+        ("{} times L_CLIP here, {} times in the little world;", map(against_l_clip, (0, 1))),
+        ("own cosines from {} to {} (map).", map(own_cosine, ("0", "mean"))),
     ]
 
 

@@ -87,12 +87,12 @@ def test_changing_it_names_what_exists():
     for file in re.findall(r"`((?:assets/|tests/)?\w+\.(?:py|md))`", text):
         assert (ROOT / file).is_file(), file
     for file, name in [("prompts.py", "Learner"), ("prompts.py", "text_features"),
-                       ("prompts.py", "image_features"), ("prompts.py", "build"),
-                       ("losses.py", "npt_loss"), ("train.py", "settle"), ("train.py", "train")]:
+                       ("prompts.py", "visual_prompts"), ("prompts.py", "build"),
+                       ("losses.py", "npt_loss"), ("train.py", "fill_in"), ("train.py", "train")]:
         assert f"`{name}`" in text and name in defined(file)
     for file, name in [("prompts.py", "METHODS"), ("prompts.py", "DEFAULTS"),
-                       ("train.py", "OPTIMISER"), ("assets/runs.py", "TERMS"),
-                       ("assets/datasets.py", "ROWS"),
+                       ("train.py", "OPTIMISER"), ("train.py", "TERMS"),
+                       ("data.py", "READERS"),
                        ("assets/tables.py", "LEARNERS"), ("assets/tables.py", "NPT_ALONE"),
                        ("tests/test_prompts.py", "SETTINGS"), ("tests/test_data.py", "LAYOUTS")]:
         assert f"`{name}`" in text
@@ -108,19 +108,23 @@ def test_the_two_commands_and_the_one_that_the_bare_one_stands_for():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_script_of_a_command_exists(page):
+def test_every_command_is_of_a_script_that_has_its_options(page):
     for command in commands(page):
         script = re.search(r"\S+\.py\b", command)
         assert script or command == "python -m pytest", command
-        assert not script or (ROOT / script[0]).is_file(), command
+        text = (ROOT / script[0]).read_text(encoding="utf-8") if script else ""
+        for option in re.findall(r"(?<=\s)--[a-z-]+", command.partition(".py")[2]):
+            shared = ("--data-root", "--device", "--precision", "--help")
+            if script[0] not in ("train.py", "assets/history.py"):
+                assert option in shared or f'"{option}"' in text, command
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_parse(page):
-    for words in arguments(r"train\.py", page):
+    for words in [*arguments(r"train\.py", page), *arguments(r"assets/history\.py", page)]:
         assert "--help" in words or train.parse(words), words
     for words in arguments(r"evaluate\.py", page):
-        evaluate.check(evaluate.parse(words))
+        evaluate.parse(words)
     for words in arguments(r"data\.py", page):
         data.parse(words)
     for words in arguments(r"assets/figures\.py", page):
@@ -129,7 +133,13 @@ def test_commands_parse(page):
 
 def test_there_are_commands_to_parse():
     count = {page: len(arguments(r"(?:train|evaluate)\.py", page)) for page in PAGES}
-    assert count["README.md"] >= 8 and count["assets/reproducing.md"] >= 15
+    assert count["README.md"] >= 6 and count["assets/reproducing.md"] >= 12
+
+
+def test_every_tool_is_named_on_some_page():
+    for script in (ROOT / "assets").glob("*.py"):
+        if not script.name.startswith("make_") and "__main__" in script.read_text("utf-8"):
+            assert any(script.name in text for text in TEXT.values()), script.name
 
 
 def test_a_grid_has_as_many_runs_as_the_page_says():
@@ -179,8 +189,7 @@ def test_lines_fit_into_100_columns(page):
 
 
 def test_the_readme_is_short():
-    assert len(re.findall(r"\S+", README)) <= 2100
-    assert all(len(line) <= 100 for line in README.splitlines())
+    assert len(re.findall(r"\S+", README)) <= 1800
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -220,4 +229,5 @@ def test_weights_are_never_unpickled():
         text = (ROOT / file).read_text(encoding="utf-8")
         loads = re.findall(r"torch\.load\([^\n]*", text)
         assert all("weights_only=True" in load for load in loads), file
-        assert "import pickle" not in text
+        assert "import pickle" not in text or file == "clip_model.py"
+        assert not re.search(r"pickle\.loads?\(", text), file

@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import hash_state
+from PIL import Image
 from small_runs import call, done, files, refused
 
 import clip_model
 import data
 import losses
 import prompts
-from assets import free_features, train_tiny_clip, weight_files, world
+from assets import free_features, train_tiny_clip, world
 
 ASSETS = Path(world.__file__).parent
 
@@ -48,7 +49,11 @@ def test_every_dataset_loads_by_name(name):
     dataset = data.load(name)
     K = len(dataset.classnames)
     assert K >= 8 and {label for _, label in dataset.test} == set(range(K))
-    assert dataset.open(dataset.test[0][0]).size == (32, 32)
+    picture = dataset.open(dataset.test[0][0])
+    assert picture.size == (32, 32) and picture.mode == "RGB"
+    assert dataset.embedded and data.missing(dataset, dataset.test) == []
+    assert dataset.base_novel and not dataset.own and not dataset.test_only
+    assert dataset.crop_scale == (0.5, 1.0) and dataset.official_split
 
 
 def test_pictures_come_from_seeds():
@@ -56,11 +61,20 @@ def test_pictures_come_from_seeds():
     world.draw.cache_clear()
     second = world.draw("world")[2]
     assert all(first[n].tobytes() == second[n].tobytes() for n in list(first)[:50])
-    other = world.draw("world_blur")
     # the same classes, but not the same pictures
-    assert other[1]["test"] == world.draw("world")[1]["test"]
-    assert len({p.tobytes() for d in ("world_sketch", "world_blur", "world_rotated") for p in
-                list(world.draw(d)[2].values())[:5]}) == 15
+    assert world.draw("world_blur")[1]["test"] == world.draw("world")[1]["test"]
+    others = [list(world.draw(name)[2].values())[:5]
+              for name in ("world_sketch", "world_blur", "world_rotated")]
+    assert len({picture.tobytes() for pictures in others for picture in pictures}) == 15
+
+
+def test_the_sheet_of_the_world_has_every_class_or_says_why_not(at):
+    assert call(world.main, "sheet.png") == (None, "", "")
+    with Image.open("sheet.png") as sheet:
+        assert sheet.width > 300 and len(sheet.getcolors(2 ** 24)) > 1000
+    (at / "folder.png").mkdir()
+    for out in ("folder.png", "gone/world.png"):
+        assert f"{out}: can't be written" in refused(out, main=world.main)
 
 
 def test_signed_distance_of_a_square_by_hand():
@@ -122,8 +136,8 @@ def test_contrastive_loss_is_cross_entropy_over_true_captions(monkeypatch):
 
 
 @pytest.mark.parametrize("words, reason", [
-    ("--steps -1", "--steps must be at least 1"), ("--text-layers 0", "--text-layers"),
-    ("--pictures 7", "--pictures must be at least 200"), ("--lr nan", "--lr must be a finite"),
+    ("--steps -1", "--steps: must be from 1"), ("--text-layers 0", "--text-layers"),
+    ("--pictures 7", "--pictures: must be from 200"), ("--lr nan", "--lr: must be from"),
     ("--lr 0", "--lr"), ("--width 100", "multiple of 64"), ("--patch 5", "--patch"),
     ("--seed -3", "--seed"), ("--out model.txt", "ends in .pt"), ("--out gone/m.pt", "gone"),
     ("--out folder.pt", "no plain file"), ("--out taken.pt", "taken.log")])
@@ -144,7 +158,7 @@ def test_model_and_log_get_their_names_together(at, monkeypatch):
     done(*small, main=train_tiny_clip.main)
     assert files(at).keys() == {"tiny.pt", "tiny.log"}
     log = (at / "tiny.log").read_text()
-    assert weight_files.sha256(at / "tiny.pt") in log and "step     2" in log
+    assert clip_model.file_sha256(at / "tiny.pt") in log and "step     2" in log
     assert clip_model.load("tiny.pt").text_projection.shape == (64, 16)
 
     def interrupted(*_):
@@ -155,14 +169,6 @@ def test_model_and_log_get_their_names_together(at, monkeypatch):
     code, _, error = call(train_tiny_clip.main, *small)
     assert code == 130 and len(error.strip().splitlines()) == 1
     assert before.items() <= files(at).items()
-
-
-def test_the_sheet_of_the_world_goes_to_plain_files_only(at):
-    (at / "folder.png").mkdir()
-    assert "no plain file" in refused("folder.png", main=world.main)
-    assert "ends in .png" in refused("world.txt", main=world.main)
-    assert "gone" in refused("gone/world.png", main=world.main)
-    assert not files(at)
 
 
 def test_words_are_numbered_and_the_end_token_stays_highest():
@@ -177,7 +183,7 @@ def test_words_are_numbered_and_the_end_token_stays_highest():
 
 def test_tiny_clip_is_the_one_of_its_log_and_small():
     log = (ASSETS / "tiny_clip.log").read_text()
-    assert weight_files.sha256(ASSETS / "tiny_clip.pt") in log
+    assert clip_model.file_sha256(ASSETS / "tiny_clip.pt") in log
     assert sum(p.stat().st_size for p in ASSETS.iterdir() if p.is_file()) < 5e6
 
 

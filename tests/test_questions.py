@@ -1,0 +1,151 @@
+"""What people ask of their own photos: assets/photos.md's commands run, its answers by hand."""
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_runs import done, read, refused, write_classes
+
+import clip_model
+import data
+import evaluate
+import train
+from assets import export, predict, probe, report, world
+
+ROOT = Path(train.__file__).parent
+PAGE = (ROOT / "assets/photos.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, flags=re.M | re.S)
+SCRIPTS = {"data.py": data, "train.py": train, "evaluate.py": evaluate, "assets/report.py": report,
+           "assets/predict.py": predict, "assets/export.py": export, "assets/probe.py": probe}
+RUN, REVIEW = Path("runs/photos-maple-npt-natural-seed1"), "evaluation/all/review.json"
+
+
+def save(folder, part, counts):
+    """The first pictures of the little world's first classes, in folders named after them."""
+    names, parts, pictures = world.draw("world")
+    for label, n in enumerate(counts):
+        (folder / names[label]).mkdir(parents=True)
+        for i, name in enumerate([name for name, k in parts[part] if k == label][:n]):
+            pictures[name].save(folder / names[label] / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """photos.md's commands in order, on the embedded world's CLIP -> the folder, what they said."""
+    root, said = tmp_path_factory.mktemp("walked"), {}
+    save(root / "photos", "train", (20, 12, 8, 5, 3))
+    save(root / "next_year", "test", (5, 4, 3, 2, 1))
+    shutil.copytree(root / "next_year" / "brown circle", root / "new")
+    shutil.copytree(root / "photos", root / "path/to/photos")
+    lines = "".join(block for kind, block in BLOCKS if not kind).replace("\\\n", " ").splitlines()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for script, *words in (line.split()[1:] for line in lines if line.startswith("python ")):
+            tiny = ["--backbone", "tiny"] * (script == "train.py")
+            said[" ".join([script, *words])] = done(*words, *tiny, main=SCRIPTS[script].main)
+    return root, said
+
+
+def test_every_command_of_the_page_runs_and_it_stays_one_page(walked):
+    root, said = walked
+    assert len(PAGE.split()) <= 900 and {command.split()[0] for command in said} == {*SCRIPTS}
+    grid, next_year = (next(out for command, out in said.items() if option in command)
+                       for option in ("--npt off on", "--photos next_year"))
+    assert "NPT minus none, paired by seed" in grid and "natural: mean over classes  " in grid
+    assert "split: all 15 pictures of the folder" in next_year and ", 15 test images)" in next_year
+    assert len(read(root / RUN / "evaluation/all-of-next_year/predictions.csv")) == 15
+    second, = [float(row["seconds"]) for row in read(ROOT / "assets/speed.csv")
+               if (row["case"][:21], row["form"], row["dtype"])
+               == ("step, maple, 50 class", "fast", "float32")]
+    assert f"a step took {second:.1f} s" in PAGE and round(120 / 4 * 5 * second / 60) == 5
+
+
+def test_the_lines_of_python_classify_as_the_commands_do(walked, monkeypatch, capsys):
+    """The lines for OpenAI's package too, on a stand-in for it."""
+    monkeypatch.chdir(walked[0])
+    own, openai = (block.replace("photo.jpg", "new/0.png") for kind, block in BLOCKS if kind)
+    names, row = {}, read("predictions.csv")[0]
+    exec(own, names)
+    assert row["picture"] == "new/0.png" and names["name"] == row["class_1"]
+    assert f"{names['probability']:.4f}" == row["probability_1"]
+    clip = clip_model.load("tiny")
+    view = data.transform(clip.visual.resolution, train=False)
+    package = SimpleNamespace(load=lambda name, device: (clip, view))
+    monkeypatch.setitem(sys.modules, "clip", package)
+    exec(openai, {})
+    name = capsys.readouterr().out.strip()
+    coop = done("runs/photos-coop-npt-natural-seed1", "new/0.png", main=predict.main)
+    assert coop.startswith(f"new/0.png: {name} ")
+
+
+def test_a_colleague_needs_four_files(walked, at):
+    """Without the photos: the same rows; and the threshold of review, as it stands or is given."""
+    for name in ("prompts.pt", "run.json", "result.json", REVIEW):
+        (at / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(walked[0] / RUN / name, at / "run" / name)
+        assert f"`{name}`" in PAGE
+    shutil.copytree(walked[0] / "new", "new")
+    done("run", "new", "--out", "p.csv", main=predict.main)
+    assert read("p.csv") == read(walked[0] / "predictions.csv")
+    p = sorted(float(row["probability_1"]) for row in read("p.csv"))
+    between = (p[1] + p[2]) / 2
+    for threshold, option, marked in (("null", (), 4), (between, (), 2), (0, ("--review", 1), 4)):
+        Path("run", REVIEW).write_text(f'{{"threshold": {threshold}}}')
+        done("run", "new", *option, "--out", "p.csv", main=predict.main)
+        assert [row["review"] for row in read("p.csv")].count("yes") == marked
+    for damaged in ("[]", '{"threshold": NaN}', '{"threshold": "a"}'):
+        Path("run", REVIEW).write_text(damaged)
+        assert "review.json: expected a threshold" in refused("run", "new", main=predict.main)
+
+
+def test_photos_of_next_year_have_folders_that_the_run_knows(walked, at, archive):
+    write_classes(at / "next", {"pink square": 1, "foo": 1, "bar": 2})
+    line = refused(walked[0] / RUN, "--photos", "next", main=report.main)
+    assert "2 class folders have no name of this run's classes: bar, foo; it knows blue" in line
+    out = done(walked[0] / RUN, "--photos", walked[0] / "photos", main=report.main)
+    assert "29 of these photos trained the run, byte for byte" in out
+    write_classes(at / "old" / "codes", {"a": 5, "b": 5})       # a folder is no other's name
+    Path("names.txt").write_text("a\tb\nb\tz\n")
+    done("--method", "zeroshot", "--dataset", "old/codes", "--classnames", "names.txt",
+         "--backbone", archive, "--out", "run")
+    write_classes(at / "codes", {"a": 1, "b": 3})
+    done("run", "--photos", "codes", main=report.main)
+    rows = read("run/evaluation/all-of-codes/per_class.csv")
+    assert {row["class"]: row["test_images"] for row in rows} == {"b": "1", "z": "3"}
+    assert "trained on 0 pictures; 0 are here" in refused("run", main=probe.main)
+
+
+def test_review_begins_where_95_of_100_are_right_by_hand():
+    confidence = torch.tensor([.9] * 18 + [.8, .8, .7, .6])
+    right = torch.tensor([True] * 19 + [False, False, True])
+    # from .8 on 19 of 20 are right, which is 95 %; from .7 on 19 of 21, from .6 on 20 of 22
+    assert report.review_below(confidence, right) == {
+        "threshold": pytest.approx(.8), "accepted": 20, "right": 19, "images": 22}
+    right[0] = False                                            # 17 of 18, 18 of 20
+    assert "look at every" in report.review_words(report.review_below(confidence, right))
+
+
+def test_npt_minus_none_is_paired_by_seed_by_hand(capsys):
+    def result(npt, seed, accuracy, mean, lr=1, **more):
+        return dict.fromkeys(["tau", "harmonic_mean"]) | {
+            "method": "coop", "npt": npt, "dataset": "pets", "seed": seed, "lr": lr,
+            "all": accuracy, "mean_recall": mean} | more
+
+    off = {f"coop-seed{s}": result(False, s, 50 + 10 * s, 40) for s in (1, 2, 3)}
+    on = {f"coop-npt-seed{s}": result(True, s, 50 + 11 * s, 41 + 1e-6 * s) for s in (3, 1, 2, 4)}
+    train.report_npt(off | on | {"coop-npt-seed1-lr2": result(True, 1, 0, 0, lr=2)})
+    out = " ".join(capsys.readouterr().out.split())
+    # 1, 2 and 3; seed 4 has none beside it: 2 -+ t s / sqrt(3), t = 4.303 of two degrees, s = 1
+    assert "coop-npt: accuracy 3 +2.00 -0.48 to +4.48 undecided" in out and "lr2" not in out
+    assert "mean over classes 3 +1.00 none undecided" in out    # all alike: no spread that tells
+    train.report_npt({f"{npt}-seed{s}": result(
+        npt, s, None, 40 + s * npt, harmonic_mean=50 - (50 + s) * npt, novel_mean_recall=60)
+        for npt in (0, 1) for s in (1, 2)})
+    rows = capsys.readouterr().out.splitlines()                 # 12.706 * 0.7071 / sqrt(2) = 6.35
+    assert "1: H" in rows[2] and "-51.50  -57.85 to -45.15      worse" in rows[2]
+    # 2 * 41 * 60 / 101 = 48.713 and 2 * 42 * 60 / 102 = 49.412, less 48
+    assert "1: H of class means" in rows[3] and "+1.06" in rows[3]
+    assert evaluate.half_width([7]) is None
