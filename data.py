@@ -284,8 +284,13 @@ def check_pictures(dataset, items, decode=True):
 
     decode=False only asks whether the files are there: enough for a published, large test list.
     """
-    problems = []
-    for name in dict.fromkeys(name for name, _ in items) if decode else missing(dataset, items):
+    problems, gone = [], missing(dataset, items)
+    if len(gone) > 5:                               # a folder that is partly there
+        everything = {name for name, _ in dataset.train + dataset.val + dataset.test}
+        there = len(everything) - len(missing(dataset, [(name, None) for name in everything]))
+        raise ValueError(f"{dataset.name}: {there} of {len(everything)} pictures are in "
+                         f"{dataset.pictures}, first that is not {gone[0]}: was it unpacked whole?")
+    for name in dict.fromkeys(name for name, _ in items) if decode else gone:
         try:
             dataset.open(name)
         except (ValueError, FileNotFoundError) as problem:

@@ -294,7 +294,7 @@ class FrozenFeatures:
 
     def state(self, name):
         """What tells a picture from another of its name: its bytes, or a file's size and time."""
-        if self.dataset.embedded:
+        if self.dataset.embedded or self.dataset.own:
             return self.dataset.sha256(name)
         stat = self.dataset.path(name).stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"

@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -772,3 +773,20 @@ def test_empty_words_are_refused():
     for words in ([""], ["world", "--classnames", ""]):
         with pytest.raises(ValueError, match="expected a word, got an empty one"):
             data.parse(words)
+
+
+def test_a_folder_that_is_partly_there_says_how_much(tmp_path):
+    names = [f"a/{i}.jpg" for i in range(10)]
+    write(tmp_path, dict.fromkeys(names[:3]))
+    items = [(name, 0) for name in names]
+    dataset = data.Dataset("dtd", ["a"], "{}", items[:6], [], items[6:], "", True, tmp_path)
+    message = f"dtd: 3 of 10 pictures are in {tmp_path}, first that is not a/3.jpg"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        data.check_pictures(dataset, items, decode=False)
+
+
+def test_eurosat_as_zenodo_unpacks_it(tmp_path):
+    write(tmp_path, {path.replace("2750", "EuroSAT_RGB"): what
+                     for path, what in layout("eurosat")[0].items()})
+    dataset = data.load("eurosat", tmp_path, fetch=False)
+    assert dataset.pictures == tmp_path / "eurosat/EuroSAT_RGB" and dataset.test
