@@ -337,7 +337,8 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None, backbon
     learner = prompts.build(settings["method"], clip, classnames or settings["trained_classes"],
                             n_ctx=settings["n_ctx"], ctx_init=settings["ctx_init"],
                             prompt_depth=settings["prompt_depth"],
-                            class_specific=settings.get("class_specific", False))
+                            class_specific=settings.get("class_specific", False),
+                            class_place=settings.get("class_place", "end"))
     prompts.load_trainable(learner, learned)
     return learner, settings
 
@@ -388,6 +389,9 @@ def load_dataset(folder, settings, data_root):
     Raises ValueError where its classes changed, or test pictures are ones that the run trained on.
     """
     name, trained = settings["dataset"], settings["trained_classes"]
+    if name == "unknown":                           # of a checkpoint from elsewhere
+        raise ValueError(f"{folder}'s dataset is not known: name others, by --task cross-dataset "
+                         "--targets DATASET, or classify photos by assets/predict.py")
     if (folder / "split.json").is_file():
         dataset = data.load_kept(folder / "split.json", data_root or name)
     else:

@@ -78,6 +78,7 @@ class Learner(nn.Module):
     per_image = False               # True where every image has text features of its own (CoCoOp)
     frozen_images = True            # False where learned tokens enter the image tower (MaPLe)
     class_specific = False          # True where each class has a context of its own (CoOp's CSC)
+    class_place = "end"             # From CoOp: its name may stand in the middle, or in front
 
     def __init__(self, clip, ctx_init="", n_learned=0):
         """ctx_init: words, whose first tokens the learned vectors replace; "": they start none."""
@@ -96,8 +97,11 @@ class Learner(nn.Module):
         learned = [f"[u_{j + 1}]" for j in range(self.n_learned)]
         if len(learned) > 4:
             learned = [learned[0], "..", learned[-1]]
-        words = self.prompt(classname).split(" ")
-        return " ".join([*learned, *words[self.n_replaced:]])
+        words = self.prompt(classname).split(" ")[self.n_replaced:]
+        before = {"end": len(learned), "middle": len(learned) // 2, "front": 0}[self.class_place]
+        if before < len(learned):
+            return " ".join([*learned[:before], " ".join(words)[:-1], *learned[before:]]) + "."
+        return " ".join([*learned, *words])
 
     def token_ids(self, k, classname):
         """Class k's prompt as a list of ids, -j for u_j: [start, -1, -2, of, a, cat, ., end]."""
@@ -106,7 +110,12 @@ class Learner(nn.Module):
         learned = [-(first + j) for j in range(1, 1 + b)]
         try:
             start, *words, end = clip_model.prompt_ids(self.prompt(classname))
-            ids = [start, *learned, *words[self.n_replaced:], end]
+            words = words[self.n_replaced:]
+            before = {"end": b, "middle": b // 2, "front": 0}[self.class_place]
+            n = 0
+            if before < b:                              # n tokens of the name go between
+                n = len(clip_model.prompt_ids(classname.replace("_", " "))) - 2
+            ids = [start, *learned[:before], *words[:n], *learned[before:], *words[n:], end]
             if len(ids) > clip_model.CONTEXT_LENGTH:
                 raise ValueError(f"{len(ids)} tokens where CLIP takes {clip_model.CONTEXT_LENGTH}, "
                                  f"{b} of them learned: shorten the name")
@@ -165,9 +174,10 @@ class CoOp(Learner):
     class_specific  b vectors for each class (CoOp's CSC); other classes then have none
     """
 
-    def __init__(self, clip, classnames, n_ctx, ctx_init="", class_specific=False):
+    def __init__(self, clip, classnames, n_ctx, ctx_init="", class_specific=False,
+                 class_place="end"):
         super().__init__(clip, ctx_init, len(ctx_init.split()) or n_ctx)
-        self.class_specific = class_specific
+        self.class_specific, self.class_place = class_specific, class_place
         copies = [len(classnames)] * class_specific
         self.ctx = initial_context(clip, self.n_learned, ctx_init, copies)  # (b, w) or (K, b, w)
         self.set_classes(classnames)
@@ -297,13 +307,14 @@ def resolve(method, **given):
 
 
 def build(method, clip, classnames, *, n_ctx=None, ctx_init=None, prompt_depth=None,
-          class_specific=False):
+          class_specific=False, class_place="end"):
     """The learner `method` on a frozen CLIP for K class names -> nn.Module (see the file's top).
 
     n_ctx           b; None: the method's own number (DEFAULTS)
     ctx_init        words that the vectors start from, None: at random; for zeroshot a template
     prompt_depth    MaPLe's J; None: 9, or all layers where there are fewer
     class_specific  CoOp only: a context of its own for each class
+    class_place     CoOp only: the name at the "end" of the context, in its "middle", in "front"
     Raises ValueError for an unknown method, settings that do not fit, more than 77 tokens.
     """
     if method not in METHODS:
@@ -321,7 +332,7 @@ def build(method, clip, classnames, *, n_ctx=None, ctx_init=None, prompt_depth=N
         raise ValueError(f"n_ctx must be at least 1 and below {clip_model.CONTEXT_LENGTH}, CLIP's "
                          f"number of tokens; got {n_ctx}")
     if method == "coop":
-        return CoOp(clip, classnames, n_ctx, ctx_init, class_specific)
+        return CoOp(clip, classnames, n_ctx, ctx_init, class_specific, class_place)
     if method == "cocoop":
         return CoCoOp(clip, classnames, n_ctx, ctx_init)
     return MaPLe(clip, classnames, n_ctx, ctx_init, prompt_depth)

@@ -175,7 +175,7 @@ def choose_classes(dataset, K, asked):
 def check_classes(learner, rows, dataset):
     """ValueError where the class names in a file, if there, are not those of the learner."""
     for k, (name, ids) in enumerate(zip(learner.classnames, rows or (), strict=bool(rows))):
-        if learner.token_ids(k, name)[1 + learner.n_learned:] != ids:
+        if clip_model.prompt_ids(learner.prompt(name))[1 + learner.n_replaced:] != ids:
             raise ValueError(f"it was trained on other classes than {dataset.name} has: number "
                              f"{k + 1} is {texts([ids[:-1]])[0]!r}, there {name!r}: give the "
                              "--dataset that it was trained on, or none")
@@ -202,6 +202,9 @@ def load(args, dataset):
         names = [text.removesuffix(".").strip()
                  for text in texts([ids[len(fixed):-1] for ids in rows])]
     train.check_words(clip, names)
+    if args.class_place != "end" and method != "coop":
+        raise ValueError(f"--class-place belongs to CoOp's prompts, not to {method}'s")
+    built["class_place"] = args.class_place
     learner = prompts.build(method, clip, names, **built)
     prompts.load_trainable(learner, tensors)
     check_classes(learner, rows, dataset)
@@ -236,8 +239,8 @@ def import_run(args):
     epoch, more = settings.epochs or "unknown", ""
     print(f"{settings.method}, epoch {epoch}, {len(shown)} classes: {shown[0]}")
     if settings.method == "coop":       # Open point: CLASS_TOKEN_POSITION is in no tensor
-        print("note      the class name is taken to stand at the end, not in the middle or in "
-              "front: the file doesn't say where")
+        print(f"note      the class name is taken to stand at the {args.class_place}: the file "
+              "doesn't say where; --class-place says otherwise")
     if dataset is UNKNOWN:
         more = " --task cross-dataset --targets DATASET"
     elif not dataset.official_split:
@@ -278,6 +281,8 @@ def main(argv=None):
     add("--classes", choices=["base", "all"], help="of the dataset (as many as the file has)")
     add("--method", choices=list(FOLDER), help="whose it is (read from its tensors)")
     add("--backbone", help="the CLIP that it was trained on (ViT-B/16; for the world tiny)")
+    add("--class-place", choices=["end", "middle", "front"], default="end",
+        help="where CoOp's prompts have the class name: CLASS_TOKEN_POSITION (%(default)s)")
     add("--ctx-init", help="words that its tokens started from, '' for none (as in train.py)")
 
     def job():

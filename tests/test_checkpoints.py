@@ -1,6 +1,7 @@
 """assets/checkpoints.py: files as the originals' code writes them, by a small writer of its own."""
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_other_numbers_of_classes(maple, tmp_path, n, words):
     dassl(tmp_path / "x", maple | buffers(WORLD[:n], "of a"))
     folder, printed = made(tmp_path / "x", *WORDS, *words)
     assert f"trained on {n} classes, not on {(words or ['all or base'])[-1]} of world" in printed
-    assert "unknown dataset 'unknown'" in refused(folder, main=evaluate.main)
+    assert "dataset is not known: name others, by --task" in refused(folder, main=evaluate.main)
     if n == 2:
         done(folder, "--task", "cross-dataset", "--targets", "world_shapes", main=evaluate.main)
 
@@ -261,3 +262,15 @@ def test_what_cannot_be_written(run, at):
     assert "goes with a file" in refused(run, "--out", "x", *WORDS, main=checkpoints.main)
     torch.save({"ctx": torch.zeros(4, 128)}, "x")
     assert "holds a finished run" in refused("x", "--out", run, *WORDS, main=checkpoints.main)
+
+
+def test_a_name_that_stands_in_front(tmp_path):
+    learner = prompts.build("coop", clip_model.load("tiny"), WORLD[:12], n_ctx=2)
+    dassl(tmp_path / "x", {"ctx": learner.ctx.detach()} | buffers(WORLD[:12]))
+    assert "taken to stand at the end" in made(tmp_path / "x", *WORDS)[1]
+    shutil.rmtree(tmp_path / "x-run")
+    folder, printed = made(tmp_path / "x", *WORDS, "--class-place", "front")
+    assert f"12 classes: {WORLD[0]} [u_1] [u_2]." in printed
+    front = prompts.build("coop", clip_model.load("tiny"), WORLD[:12], n_ctx=2, class_place="front")
+    prompts.load_trainable(front, {"ctx": learner.ctx})
+    assert torch.equal(evaluate.load_run(folder)[0].text_features(), front.text_features())

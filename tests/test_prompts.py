@@ -364,3 +364,24 @@ def test_steps_of_eq7_lower_the_loss_and_bring_images_to_their_texts(small_clip,
     (loss_0, l_mi_0, own_0, right_0), (loss, l_mi, own, right) = seen[0], seen[-1]
     assert loss < 0.6 * loss_0 and l_mi < l_mi_0 - 0.05
     assert own > own_0 + 0.03 and right > right_0
+
+
+@pytest.mark.parametrize("place, order, shown", [
+    ("end", [-1, -2, -3, "red", "cat"], "[u_1] [u_2] [u_3] red_cat."),
+    ("middle", [-1, "red", "cat", -2, -3], "[u_1] red_cat [u_2] [u_3]."),
+    ("front", ["red", "cat", -1, -2, -3], "red_cat [u_1] [u_2] [u_3].")])
+def test_the_place_of_coops_class_name_by_hand(small_clip, place, order, shown):
+    """CLASS_TOKEN_POSITION of CoOp: in the middle, half of the vectors come before, rounded down."""
+    learner = prompts.build("coop", small_clip, ["red_cat"], n_ctx=3, class_place=place)
+    assert learner.show_prompt("red_cat") == shown.replace("_cat", " cat")
+    ids = [clip_model.prompt_ids(word)[1] if isinstance(word, str) else word for word in order]
+    start, dot, end = clip_model.prompt_ids(".")
+    assert learner.token_ids(0, "red_cat") == [start, *ids, dot, end]
+    table, u = small_clip.token_embedding.weight, learner.ctx
+    x = torch.stack([u[-1 - i] if i < 0 else table[i] for i in [start, *ids, dot, end]])
+    x = (x + small_clip.positional_embedding[:len(x)])[None]
+    seen = torch.ones(x.shape[1], x.shape[1]).tril().bool()
+    for block in small_clip.transformer.resblocks:
+        x = block(x, seen)
+    g = small_clip.ln_final(x[0, -1]) @ small_clip.text_projection
+    torch.testing.assert_close(learner.text_features()[0], g / g.norm())
