@@ -219,10 +219,14 @@ def seal(state, this_run):
 def identity(dataset, items, settings):
     """SHA-256 over all that decides about a training: its settings and its pictures."""
     told = {name: v for name, v in vars(settings).items() if name not in evaluate.PLACES}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for name, label in items:
-        digest.update(f"\n{label} {name} {dataset.sha256(name)}".encode())
-    return digest.hexdigest()
+    words = json.dumps(told, sort_keys=True, default=str) + pictures_sha256(dataset, items)
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def pictures_sha256(dataset, items):
+    """A sum over pictures: labels, names and bytes."""
+    lines = (f"{label} {name} {dataset.sha256(name)}\n" for name, label in items)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class Log:
@@ -322,6 +326,10 @@ def fill_in(args, dataset, clip, backbone, weights_sha256):
     settings.trained_classes = [dataset.classnames[k] for k in trained]
     settings.class_counts = n.tolist()
     settings.weights_sha256 = weights_sha256
+    settings.pictures_sha256 = None                     # published ones do not change
+    if dataset.own:
+        data.check_pictures(dataset, items + dataset.test, decode=False)
+        settings.pictures_sha256 = pictures_sha256(dataset, items + dataset.test)
     return settings, items
 
 
@@ -428,7 +436,7 @@ def check_free(folder, settings):
         raise Taken(f"{folder} must be a new or empty folder, it holds files: choose another --out")
     kind = "a finished run" if "result.json" in names else "an unfinished run"
     for name, now in vars(settings).items():
-        if name not in evaluate.PLACES and before.get(name) != now:
+        if name not in evaluate.PLACES and before.get(name, now) != now:  # older runs lack some
             raise Taken(f"{folder} holds {kind} with another {name} ({str(before.get(name))[:60]}, "
                         f"now {str(now)[:60]}): choose another --out")
     if "result.json" in names:
@@ -525,7 +533,8 @@ def run_grid(plan, root):
         except (ValueError, OSError, torch.OutOfMemoryError) as error:
             failed[args.name] = error
     elsewhere = f"; another process works on {len(busy)}" if busy else ""
-    done = [args.out for args in plan if (args.out / "result.json").is_file()]
+    done = [args.out for args in plan
+            if args.name not in failed and (args.out / "result.json").is_file()]
     print(f"{len(done)} of {len(plan)} runs are finished in {root}{elsewhere}")
     if done and rank == 0:
         report_grid({folder.name: read_json(folder / "result.json") for folder in done})

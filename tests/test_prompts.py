@@ -371,7 +371,7 @@ def test_steps_of_eq7_lower_the_loss_and_bring_images_to_their_texts(small_clip,
     ("middle", [-1, "red", "cat", -2, -3], "[u_1] red_cat [u_2] [u_3]."),
     ("front", ["red", "cat", -1, -2, -3], "red_cat [u_1] [u_2] [u_3].")])
 def test_the_place_of_coops_class_name_by_hand(small_clip, place, order, shown):
-    """CLASS_TOKEN_POSITION of CoOp: in the middle, half of the vectors come before, rounded down."""
+    """CLASS_TOKEN_POSITION of CoOp; in the middle, half of the vectors come first, rounded down."""
     learner = prompts.build("coop", small_clip, ["red_cat"], n_ctx=3, class_place=place)
     assert learner.show_prompt("red_cat") == shown.replace("_cat", " cat")
     ids = [clip_model.prompt_ids(word)[1] if isinstance(word, str) else word for word in order]

@@ -218,7 +218,7 @@ def test_a_state_of_other_pictures_is_not_taken_up(at, archive):
     words = [*command(at, archive), "--batch-size", 4, "--epochs", 3, "--out", "r"]
     killed_at(4, words)
     picture(77).save(at / "pets" / read("r/drawn.csv")[0]["picture"])
-    assert "of other settings or pictures" in refused(*words)
+    assert "another pictures_sha256" in refused(*words)
 
 
 @SIGNALS
@@ -491,3 +491,13 @@ def test_views_do_not_depend_on_workers_or_on_what_was_drawn_before(at):
     for (images, y), (same, labels) in zip(batches, others, strict=True):
         assert torch.equal(images, same) and torch.equal(y, labels)
         torch.rand(1)
+
+
+def test_a_grid_knows_that_one_of_its_photos_was_replaced(at, archive):
+    words = [*command(at, archive), "--seed", 1, 2, "--draw-seed", 1, "--out", "g"]
+    assert "2 of 2 runs are finished" in done(*words)
+    photo = next(iter(sorted(Path("pets").rglob("*.png"))))
+    picture(77).save(photo)
+    code, out, err = call(train.main, *words)
+    assert code == 1 and "0 of 2 runs are finished in g" in out and "mean over seeds" not in out
+    assert err.count("holds a finished run with another pictures_sha256") == 2
