@@ -6,10 +6,10 @@
     python train.py --method cocoop maple --npt off on --tau 1 0.01 --seed 1 2      # 16 runs
 
 Trains on the base classes (Sec. 5.1), evaluates zero-shot CLIP and the tuned prompts on base and on
-novel classes, and leaves a folder: prompts.pt (the learned tensors), log.csv (the terms of all
-steps, at the end),
-drawn.csv (the training images), run.json (all settings), result.json, written last. The same
-command goes on where it was killed; a grid skips what is finished.
+novel classes, and leaves a folder: run.json (all settings), drawn.csv (the training images),
+log.csv (every step's terms, at the end of training), prompts.pt (the learned tensors), and
+result.json, written last. The same command goes on where it was killed; a grid skips what is
+finished.
 
 A run on a CPU comes out the same to the bit, whatever the number of workers and however often it
 was killed, on one machine and with one number of threads. On a GPU the sums of some backward passes
