@@ -498,6 +498,13 @@ def read_json(path):
         raise ValueError(f"{path}: expected a file of a run ({error})") from None
 
 
+def read_result(path):
+    result = read_json(path)
+    if not isinstance(result, dict) or not {"dataset", "seed", "zeroshot"} <= result.keys():
+        raise ValueError(f"{path}: expected a run's result; delete its folder and run it again")
+    return result
+
+
 def write_json(path, content):
     data.write(path, json.dumps(content, indent=1, allow_nan=False, default=str))
 
@@ -537,7 +544,7 @@ def run_grid(plan, root):
             if args.name not in failed and (args.out / "result.json").is_file()]
     print(f"{len(done)} of {len(plan)} runs are finished in {root}{elsewhere}")
     if done and rank == 0:
-        report_grid({folder.name: read_json(folder / "result.json") for folder in done})
+        report_grid({folder.name: read_result(folder / "result.json") for folder in done})
     for name, error in failed.items():
         print(f"failed: {name}: {data.one_line(error)}", file=sys.stderr)
     return int(bool(failed) and ranks == 1)     # torchrun would stop the ranks that still work

@@ -501,3 +501,11 @@ def test_a_grid_knows_that_one_of_its_photos_was_replaced(at, archive):
     code, out, err = call(train.main, *words)
     assert code == 1 and "0 of 2 runs are finished in g" in out and "mean over seeds" not in out
     assert err.count("holds a finished run with another pictures_sha256") == 2
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", "{"])
+def test_a_damaged_result_in_a_grid_is_one_line(at, content):
+    words = [*WORLD, "--epochs", 1, "--seed", 1, 2, "--out", "g"]
+    done(*words)
+    next(Path("g").glob("*/result.json")).write_text(content)
+    assert "result.json: expected a" in refused(*words)
