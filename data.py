@@ -636,7 +636,8 @@ def divide(parts, seed, train=0.5, val=0.2):
     """Train, val and test of pictures that come undivided, over the order given, class by class.
 
     From CoOp: "all" is shuffled, 50 % train, 20 % val, the rest test; of "trainval" the first 20 %
-    are val. Rounded by Python's round: halves go to the even number. One picture of a class tests.
+    are val. Rounded by Python's round: halves go to the even number. At least one picture of each
+    class is kept to test on.
     """
     undivided = next((part for part in ("all", "trainval") if part in parts), None)
     if undivided is None:
@@ -1106,7 +1107,7 @@ def twins(dataset, items):
 
     @functools.cache
     def content(name):                                  # only equal sizes need be read
-        return alike[size[name]] > 1 and clip_model.file_sha256(dataset.path(name)) or name
+        return alike[size[name]] > 1 and dataset.sha256(name) or name
 
     first, torn = {}, []
     for name, label in items:

@@ -231,9 +231,7 @@ def import_run(args):
         train.write_json(folder / "run.json", vars(settings) | {"prompts": shown})
         if dataset.own:
             data.write(folder / "split.json", data.split_text(dataset))
-        learned = {name: p.detach() for name, p in prompts.trainable(learner).items()}
-        content = {"learned": learned, "settings": vars(settings)}
-        data.write(folder / "prompts.pt", clip_model.as_bytes(content))
+        train.save_prompts(folder, learner, settings)
         result = train.result_of(settings, dataset, learner, tuned={}, zeroshot={})
         train.write_json(folder / "result.json", result)
     epoch, more = settings.epochs or "unknown", ""
