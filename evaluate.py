@@ -289,6 +289,7 @@ class FrozenFeatures:
         words = [str(view), str(clip.logit_scale.device.type), torch.__version__,
                  torchvision.__version__, PIL.__version__, str(self.dataset.own),
                  clip_model.tensors_sha256(clip.visual.state_dict()),
+                 clip.visual.transformer.resblocks[0].activation.__name__,
                  *(f"{name} {self.state(name)}" for name, _ in self.dataset.test)]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 

@@ -469,6 +469,15 @@ def test_embedded_pictures_are_told_apart_by_their_bytes():
     assert frozen.fingerprint(clip) != before
 
 
+def test_another_activation_has_features_of_its_own(small_clip):
+    """It is in no tensor: the same weights with plain GELU give other features."""
+    frozen, found = evaluate.FrozenFeatures(data.load("world")), []
+    for name in ("quick_gelu", "gelu", "quick_gelu"):
+        small_clip.visual.transformer.resblocks[0].activation = clip_model.ACTIVATIONS[name]
+        found.append(frozen.fingerprint(small_clip))
+    assert found[0] == found[2] != found[1]
+
+
 # A subset --------------------------------------------------------------------------------------
 
 def test_a_subset_of_the_test_images_is_said_and_evaluated_again(at):
