@@ -21,7 +21,7 @@ import evaluate
 from assets import geometry, real_features, report, world
 
 CSV = Path(__file__).with_name("laboratory.csv")
-PILOT = range(101, 109)                                     # seeds that no grid but the pilot's has
+PILOT = range(101, 121)             # seeds of the pilot and of the choice of a rate, no grid's
 
 # Rows of laboratory.csv --------------------------------------------------------------------------
 
