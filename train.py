@@ -69,7 +69,7 @@ WEIGHTS = {"w1": 0.3, "w2": 0.8}        # Sec. 5, of L_LC and L_MI; without NPT 
 AXES = ("method", "npt", "tau", "dataset", "seed", *WEIGHTS, "lr")      # may have several values
 TERMS = ("loss", "l_clip", "l_lc", "l_mi")
 READ_STEPS, SAVE_SECONDS = 20, 10.0     # how often terms are read and the state is kept
-MEANS = " of class means"               # H of these, beside H
+MEANS = "H of class means"              # beside H
 SPREAD = 0.005                          # half an interval of less shows no spread over seeds
 LOCK = ".lock"
 
@@ -736,32 +736,39 @@ def mean_and_half(values):
 
 
 def report_differences(results):
-    """Runs minus zero-shot CLIP, long tails minus balanced images, NPT minus none, by seed."""
-    tables = {}
-    for name, result in results.items():
-        for title, other in compared(result, results.values()):
-            for measure, value in judged_by(result).items():
-                cells = tables.setdefault(title, {})
-                row = cells.setdefault(f"{without_seed(name)}: {measure}", [])
-                row.append(round(value - judged_by(other)[measure], 4))
+    """The differences' table, and in a line or two what it says of H or accuracy."""
     rows, seen = [], []
-    for title, cells in tables.items():
+    for title, cells in differences(results).items():
         verdicts = {}
         rows.append((f"{title}, paired by seed", "seeds", "points", "95 % interval", "verdict"))
-        for row, values in cells.items():
-            if row.endswith(MEANS) and values == cells[row.removesuffix(MEANS)]:
-                continue                # as many test images in each class
+        for (cell, measure), values in cells.items():
             interval, verdict = judged(values)
-            rows.append((row, len(values), f"{sum(values) / len(values):+.2f}", interval, verdict))
-            cell, _, measure = row.partition(": ")
+            rows.append((f"{cell}: {measure}", len(values), f"{sum(values) / len(values):+.2f}",
+                         interval, verdict))
             if measure in ("H", "accuracy"):
                 verdicts.setdefault(verdict, []).append(cell)
         seen.append(f"{title}: {in_words(verdicts)}.")
     if rows:
         print(f"\n{evaluate.table(rows)}\nStudent's t over the seeds: it says how other seeds would"
               " come out on these images, not how\nother images would, and of 20 rows without any "
-              "difference one is called better or worse by chance.\n")
+              "difference one is called better or worse by chance.\nUndecided: the interval holds "
+              "0, or there is none.\n")
         print(*seen[:1], " ".join(seen[1:]), sep="\n")
+
+
+def differences(results):
+    """{what is compared: {(cell, measure): differences, one a seed}}."""
+    found = {}
+    for name, result in results.items():
+        for title, other in compared(result, results.values()):
+            for measure, value in judged_by(result).items():
+                values = found.setdefault(title, {}).setdefault((without_seed(name), measure), [])
+                values.append(round(value - judged_by(other)[measure], 4))
+    for cells in found.values():
+        for cell, measure in list(cells):
+            if measure == MEANS and cells[cell, measure] == cells[cell, "H"]:
+                del cells[cell, measure]        # as many test images in each class
+    return found
 
 
 def in_words(verdicts):
@@ -772,7 +779,8 @@ def in_words(verdicts):
 
 
 def compared(result, results):
-    """[(what the difference is called, the run that a run is compared with)]."""
+    """[(what is compared: runs minus zero-shot CLIP, long tails minus balanced images, or NPT minus
+    none; the other run)] of a run."""
     found = []
     if result["method"] != "zeroshot":
         found.append(("training minus zero-shot CLIP", result["zeroshot"]))
@@ -800,7 +808,7 @@ def judged_by(result):
     """Accuracy and mean over classes of all that was tested; their H of base and novel classes."""
     if result["harmonic_mean"] is not None:
         means = result["mean_recall"], result["novel_mean_recall"]
-        return {"H": result["harmonic_mean"], f"H{MEANS}": evaluate.harmonic_mean(*means)}
+        return {"H": result["harmonic_mean"], MEANS: evaluate.harmonic_mean(*means)}
     accuracy = result["base"] if result.get("all") is None else result["all"]
     return {"accuracy": accuracy, "mean over classes": result["mean_recall"]}
 
