@@ -495,9 +495,9 @@ def test_a_subset_of_the_test_images_is_said_and_evaluated_again(at):
 def test_views_do_not_depend_on_workers_or_on_what_was_drawn_before(at):
     dataset = data.load(write_classes(at / "pets", {"cat": 8, "dog": 8}))
     batches = data.training_batches(dataset, dataset.train, 32, "cpu", 4, 2, seed=3)
-    others = torch.utils.data.DataLoader(batches.dataset, batch_sampler=batches.batch_sampler,
-                                         num_workers=2)
-    for (images, y), (same, labels) in zip(batches, others, strict=True):
+    others = torch.utils.data.DataLoader(batches.loader.dataset, num_workers=2,
+                                         batch_sampler=batches.loader.batch_sampler)
+    for (images, y), (same, labels) in zip(batches.loader, others, strict=True):
         assert torch.equal(images, same) and torch.equal(y, labels)
         torch.rand(1)
 
