@@ -8,6 +8,7 @@ second against goals for an H100; on another card only the differences are judge
 import contextlib
 import io
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ import data
 import evaluate
 import prompts
 import train
+from assets import estimate
 
 GOALS = [                           # kind, method, classes, images, milliseconds on an H100
     ("step", "maple", 5, 4, 4.2), ("step", "maple", 500, 4, 7.5), ("step", "cocoop", 50, 4, 3.3)]
@@ -193,6 +195,14 @@ def grid(folder):
     rows = [("run", *names)]
     rows += [(i, *(run.get(name, 0.0) for name in names)) for i, run in enumerate(clock.runs, 1)]
     print(evaluate.table(rows))
+    try:
+        machine = estimate.Machine(gpu=True)
+        expected = sum(estimate.run_of("maple", machine, "eurosat", 5, 60).values())
+        took = statistics.mean(run["whole"] for run in clock.runs[1:])
+        verdict(2 / 3 < expected / took < 4 / 3,
+                f"assets/estimate.py: {expected:.2f} s a run; took {took:.2f}")
+    except KeyError as part:
+        print(f"not run   the estimate: python tests/benchmark.py first, it lacks {part}")
     second = clock.runs[1]["before the first step"]
     verdict(code == 0 and second < 1, f"the second of {len(clock.runs)} runs takes its first step "
                                       f"after {second:.2f} s; goal 1")
