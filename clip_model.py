@@ -59,7 +59,7 @@ class Attention(nn.Module):
     def forward(self, x, mask=None, read=slice(None)):
         """x (B, T, w) -> the same for the positions `read` only.
 
-        mask (T, T): True where the row may look at the column
+        mask (T, T): what is added to q k^T / 8: 0 where the row may look at the column, else -inf
         """
         w = x.shape[-1]
         q = F.linear(x[:, read], self.in_proj_weight[:w], self.in_proj_bias[:w])
@@ -99,12 +99,15 @@ class Transformer(nn.Module):
     def forward(self, x, mask=None, *, read=slice(None), deep_prompts=(), slots=None):
         """x (B, T, w) -> (B, number of read positions, w).
 
+        mask           (T, T): True where the row may look at the column; None: everywhere
         deep_prompts   tensors (b, w); the i-th replaces what stands at the positions `slots`
                        before layer i + 1. From MaPLe: prompts of depth J enter the first J layers
         read           positions whose output is wanted. Only the last layer can use it: there the
                        other positions feed keys and values but nobody reads their result, so their
                        query and MLP are left out. Exact.
         """
+        if mask is not None:            # as the numbers that are added, once for all layers
+            mask = x.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         for i, block in enumerate(self.resblocks):
             if 0 < i <= len(deep_prompts):
                 prompt = deep_prompts[i - 1].to(x.dtype).expand(len(x), -1, -1)         # (B, b, w)
@@ -747,10 +750,9 @@ def attend(q, k, v, mask=None):
     """
     if q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask)
-    hidden = q.new_zeros(1)
-    if mask is not None:
-        hidden = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-    scores = torch.baddbmm(hidden, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / 8)
+    if mask is None:
+        mask = q.new_zeros(1)
+    scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / 8)
     return (scores.softmax(dim=-1) @ v.flatten(0, 1)).view(q.shape)
 
 
