@@ -146,7 +146,7 @@ class VisionTransformer(nn.Module):
         slots = None
         if visual_prompts:
             v = visual_prompts[0].to(x.dtype)
-            slots = torch.arange(len(v), device=x.device) + x.shape[1]
+            slots = torch.arange(x.shape[1], x.shape[1] + len(v), device=x.device)
             x = torch.cat([x, v.expand(len(x), -1, -1)], dim=1)                 # (B, 1 + N + b, w)
         x = self.transformer(self.ln_pre(x), read=slice(0, 1),
                              deep_prompts=visual_prompts[1:], slots=slots)              # (B, 1, w)
