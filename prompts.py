@@ -404,7 +404,7 @@ class PromptTree(nn.Module):
 def encode_tree(clip, tree, u, deep_prompts):
     """encode_prompt for the K classes of a tree; u (B, b, w) stands in its slots -> (B, K, d)."""
     x = clip.token_embedding(tree.tokens)                                   # (T, w)
-    u = u.to(x.dtype)[:, tree.rows]
+    u = u.to(x.dtype).index_select(1, tree.rows)
     x = x.expand(len(u), -1, -1).index_copy(1, tree.slots, u)               # (B, T, w)
     x = x + clip.positional_embedding[tree.positions]
     x = clip.transformer(x, tree.mask, read=tree.ends, deep_prompts=deep_prompts, slots=tree.slots)
