@@ -411,7 +411,7 @@ def find(name_or_path):
                          + ", ".join(MODELS))
     if name in MODELS:
         return find_model(name)
-    path = ASSETS / "tiny_clip.pt" if name == "tiny" else Path(name)
+    path = {"tiny": ASSETS / "tiny_clip.pt"}.get(name, Path(name))
     if not path.is_file():
         raise FileNotFoundError(f"no CLIP model or file {name!r}: give one of {', '.join(MODELS)}, "
                                 "tiny, or the path of a weights file")
@@ -469,7 +469,7 @@ def append(url, part):
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise OSError("HF_HUB_OFFLINE is set")
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, open(part, "ab") as out:
         if have and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise OSError(f"does not go on behind {have} bytes; delete {part} to begin anew")
@@ -482,8 +482,9 @@ def append(url, part):
 
 def fingerprint(name_or_path):
     """SHA-256 of a weights file; for every known file of a model that of OpenAI's."""
-    name = str(name_or_path)
-    sha256 = MODELS[name][0] if name in MODELS else file_sha256(find(name))
+    if name_or_path in MODELS:
+        return MODELS[name_or_path][0]
+    sha256 = file_sha256(find(name_or_path))
     return next((row[0] for row in MODELS.values() if sha256 in row), sha256)
 
 
@@ -565,12 +566,14 @@ def read_archive(path):
     tensors, modules, seen = {}, [("", unpickler.load())], set()
     while modules:
         prefix, module = modules.pop()
-        for name, value in module.items() if id(module) not in seen else ():
+        if id(module) in seen:                  # it may be inside itself
+            continue
+        seen.add(id(module))
+        for name, value in module.items():
             if torch.is_tensor(value):
                 tensors[prefix + name] = value
             elif isinstance(value, StandIn):
                 modules.append((prefix + name + ".", value))
-        seen.add(id(module))                    # it may be inside itself
     return tensors
 
 
@@ -724,7 +727,8 @@ def prompt_ids(text):
 
 def tokenize(texts):
     """Text or list of N texts -> LongTensor (N, 77): start token, ids, end token, zeros."""
-    texts = [texts] if isinstance(texts, str) else texts
+    if isinstance(texts, str):
+        texts = [texts]
     rows = torch.zeros(len(texts), CONTEXT_LENGTH, dtype=torch.long)
     for row, text in zip(rows, texts, strict=True):
         ids = prompt_ids(text)

@@ -85,7 +85,7 @@ class Learner(nn.Module):
         self.clip = clip.requires_grad_(False)
         self.template = f"{ctx_init} {{}}.".strip()             # {}: the class name
         self.n_learned = n_learned
-        self.n_replaced = n_learned if ctx_init else 0
+        self.n_replaced = n_learned * bool(ctx_init)
 
     def prompt(self, classname):
         """The words of a prompt, in which an underscore of a name becomes a space."""
