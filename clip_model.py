@@ -26,6 +26,7 @@ import math
 import os
 import pickle  # only to read without running anything, see ArchiveUnpickler
 import shutil
+import time
 import urllib.request
 import warnings
 import zipfile
@@ -359,13 +360,31 @@ def pick_device(name):
 def pick_precision(name, device):
     """--precision auto|float32|bfloat16|float16 -> the type of the frozen CLIP's numbers.
 
-    auto: on a GPU float16, the originals' there and that of OpenAI's files; elsewhere float32.
+    auto: on a GPU float16, the originals' there and that of OpenAI's files; elsewhere float32. One
+    line where a CPU computes the chosen type slower than float32: many have no bfloat16.
     """
     if name == "auto":
         name = {"cuda": "float16"}.get(device.type, "float32")
-    if device.type == "cpu" and name != "float32":
-        say(f"note      many CPUs compute {name} several times slower than float32")
-    return getattr(torch, name)
+    dtype = getattr(torch, name)
+    if device.type == "cpu" and dtype != torch.float32:
+        times = slowness(dtype)
+        if times > 1.2:
+            say(f"note      this CPU computes {name} {times:.1f} times slower than float32")
+    return dtype
+
+
+def slowness(dtype):
+    """Time of a matrix product in a type over that in float32, on the CPU; takes some hundredths
+    of a second."""
+    def seconds(kind):
+        x, best = torch.ones(512, 512, dtype=kind), math.inf
+        for _ in range(4):
+            start = time.perf_counter()
+            x @ x
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    return seconds(dtype) / seconds(torch.float32)
 
 
 # ---------------------------------------------------------------------------------- weights files

@@ -206,6 +206,9 @@ class CoCoOp(Learner):
         self.set_classes(classnames)
 
     def text_features(self, z=None):
+        if z is None:
+            raise ValueError("CoCoOp's text features belong to images: call text_features(z) with "
+                             "their features")
         return self.encode(self.ctx + self.meta_net(z)[:, None])            # (B, b, w)
 
 

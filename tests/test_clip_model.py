@@ -247,12 +247,14 @@ def test_precision_of_weights_features_and_temperature(tmp_path, small_clip, dty
             torch.testing.assert_close(found, F.normalize(a), atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("asked, device, dtype, said", [
-    ("auto", "cpu", torch.float32, ""), ("auto", "cuda", torch.float16, ""),
-    ("auto", "mps", torch.float32, ""), ("bfloat16", "cuda", torch.bfloat16, ""),
-    ("bfloat16", "cpu", torch.bfloat16, "many CPUs compute bfloat16 several times slower")])
-def test_precision_follows_the_device(asked, device, dtype, said, capsys):
+@pytest.mark.parametrize("asked, device, dtype, times, said", [
+    ("auto", "cpu", torch.float32, 9, False), ("auto", "cuda", torch.float16, 9, False),
+    ("auto", "mps", torch.float32, 9, False), ("bfloat16", "cuda", torch.bfloat16, 9, False),
+    ("bfloat16", "cpu", torch.bfloat16, 5.83, True), ("float16", "cpu", torch.float16, 1.1, False)])
+def test_precision_follows_the_device_and_what_is_slow_is_said(
+        asked, device, dtype, times, said, monkeypatch, capsys):
     clip_model.say.cache_clear()
+    assert 0.2 < clip_model.slowness(torch.float32) < 5
+    monkeypatch.setattr(clip_model, "slowness", lambda dtype: times)
     assert clip_model.pick_precision(asked, torch.device(device)) == dtype
-    printed = capsys.readouterr().out
-    assert said in printed and bool(said) == bool(printed)
+    assert ("5.8 times slower than float32" in capsys.readouterr().out) == said
