@@ -21,6 +21,7 @@ folder, grids, what is said, the command line.
 import argparse
 import contextlib
 import functools
+import gc
 import hashlib
 import io
 import itertools
@@ -169,7 +170,8 @@ def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
             watch(learner, dataset, items, log.step, folder)
         if log.seconds() > SAVE_SECONDS:
             log.save_state(learned, optimizer, this_run)
-    vars(objective).pop("forward", None)    # a graph goes here, not later in a forked worker
+    del objective
+    gc.collect()                # a graph goes here, and not later in a worker that was forked
     log.write()
     if not all(p.isfinite().all() for p in learned.values()):
         raise ValueError(f"the learned tokens are no longer finite after the last step, {log.step}:"
