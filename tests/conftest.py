@@ -1,5 +1,6 @@
 """Makes the modules of the top level importable, and small CLIPs filled from an integer hash."""
 import math
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +12,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import clip_model
+
+# Bytes are compared, also with those of processes that tests start and that inherit this: one
+# thread, and no GPU, whose sums come in any order. CUDA_VISIBLE_DEVICES=0 python -m pytest has one.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 def hash_uniform(shape, k):

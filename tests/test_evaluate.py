@@ -2,18 +2,16 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import small_runs
 import textbook
 import torch
 import torch.nn.functional as F
 from conftest import fill_learned
 from PIL import Image
-from small_runs import call, done, eurosat, files, picture, read, refused, write_classes
-from test_runs import command, one_thread, result  # noqa: F401  a fixture
+from small_runs import call, command, done, eurosat, files, picture, read, refused, write_classes
 
 import clip_model
 import data
@@ -58,7 +56,7 @@ def stopped(*argv):
 
 
 def results(run, task="base-to-novel"):
-    return json.loads(Path(run, "evaluation", f"{task}.json").read_text())
+    return small_runs.told(Path(run, "evaluation", f"{task}.json"))
 
 
 def right_of(numbers):
@@ -92,7 +90,7 @@ def slow_predictions(learner, names, pictures, template=None):
 def test_own_folder_trained_on_all_is_evaluated_on_all(own, finished):
     before = files(own / "run")
     printed = evaluated("run")
-    kept, found = result("run"), results("run")
+    kept, found = small_runs.result("run"), results("run")
     assert found["results"].keys() == {"all"}
     numbers = found["results"]["all"]
     assert found["split"] == "as kept in the run's split.json" and found["official_split"] is False
@@ -162,7 +160,7 @@ def test_names_from_a_file_are_kept(own, archive):
     Path("names.tsv").write_text("n1\tgrey cat\nn2\ttall dog\n")
     done(*words, "--classnames", "names.tsv", "--out", "named")
     evaluated("named")
-    accuracy = result("named")["all"]
+    accuracy = small_runs.result("named")["all"]
     assert results("named")["results"]["all"]["accuracy"] == pytest.approx(accuracy, abs=1e-4)
     first = files(own / "named/evaluation")
     for change in (lambda: Path("names.tsv").write_text("n1\tblue cat\nn2\ttall dog\n"),
@@ -181,10 +179,12 @@ def test_run_and_pictures_are_found_from_another_working_directory(own, archive,
     printed = evaluated("../sat").split("\n")
     assert list(Path(".").iterdir()) == []
     # both halves of EuroSAT, and the same numbers as at the end of the training
-    found, kept = results("../sat"), result("../sat")
+    found, kept = results("../sat"), small_runs.result("../sat")
     for key in ("base", "novel"):
-        assert found["results"][key]["accuracy"] == pytest.approx(kept[key], abs=1e-4)
-        assert found["results"][key]["test_images"] == 30
+        numbers = found["results"][key]
+        assert numbers["accuracy"] == pytest.approx(kept[key], abs=1e-4)
+        assert numbers["zeroshot"] == pytest.approx(kept["zeroshot"][key], abs=1e-4)
+        assert numbers["test_images"] == 30
     assert found["results"]["harmonic_mean"] == pytest.approx(kept["harmonic_mean"], abs=1e-4)
     assert found["official_split"] is True
     assert [line.split()[0] for line in printed[2:4]] == ["base", "novel"]
@@ -266,7 +266,7 @@ def lead_out(run):
 
 def forget_sum(run):
     """A result as the first version wrote it."""
-    kept = result(run)
+    kept = small_runs.result(run)
     del kept["prompts_sha256"]
     (run / "result.json").write_text(json.dumps(kept))
 
@@ -301,10 +301,7 @@ def test_a_run_that_cannot_be_read(own, damage, line):
 
 
 def test_a_run_that_is_a_file_or_several_runs(own):
-    process = subprocess.run([sys.executable, evaluate.__file__, "run/result.json"],
-                             capture_output=True, text=True, timeout=120)
-    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
-    assert process.stderr.startswith("error: run/result.json is no finished run")
+    assert stopped("run/result.json").startswith("error: run/result.json is no finished run")
     assert ". holds 2 runs: evaluate one of them, such as run;" in stopped(".")
 
 
