@@ -181,10 +181,7 @@ def test_a_killed_run_of_other_settings_is_not_gone_on_with(killed, name, value,
 CTX, MOMENTUM = "ctx", "momentum of ctx"
 FOREIGN = {                                     # what a state may be instead of this run's own
     "no state": lambda s: None, "no sum": lambda s: s.pop("sha256") and s,
-    "rows cut": lambda s: s | {"rows": s["rows"][:3]},
-    "a column less": lambda s: s | {"rows": s["rows"][:, :3]},
-    "not finite": lambda s: s | {CTX: s[CTX] / 0}, "zeros": lambda s: s | {CTX: 0 * s[CTX]},
-    "to be broadcast": lambda s: s | {CTX: s[CTX][:1]},
+    "rows cut": lambda s: s | {"rows": s["rows"][:3]}, "zeros": lambda s: s | {CTX: 0 * s[CTX]},
     "half precision": lambda s: s | {CTX: s[CTX].half()},
     "no momentum": lambda s: {name: value for name, value in s.items() if name != MOMENTUM},
     "other momentum": lambda s: s | {MOMENTUM: -s[MOMENTUM]}}
@@ -304,7 +301,7 @@ def test_a_run_that_another_process_ends_just_now_keeps_no_lock(at, undisturbed,
 @SIGNALS
 def test_ranks_share_a_grid(at):
     """As torchrun has them: a rank is a process that knows its number."""
-    words = [*WORLD, "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
+    words = [*WORLD, "--epochs", "1", "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
     done(*words, "alone")
 
     def rank(number):
@@ -441,7 +438,7 @@ def test_features_are_known_by_embedded_pictures_and_by_the_activation(small_cli
     assert frozen.fingerprint(small_clip) != before
 
 
-# A subset, and randomness ----------------------------------------------------------------------
+# A subset ------------------------------------------------------------------------------------
 
 def test_a_subset_of_the_test_images_is_said_and_evaluated_again(at):
     done(*WORLD, "--test-images", 2, "--out", "run")
@@ -451,13 +448,3 @@ def test_a_subset_of_the_test_images_is_said_and_evaluated_again(at):
     again = told("run/evaluation/base-to-novel.json")
     assert again["results"]["base"]["test_images"] == 24 and again["test_images"] == 2
     assert again["results"]["base"]["accuracy"] == pytest.approx(found["base"], abs=1e-4)
-
-
-def test_views_do_not_depend_on_workers_or_on_what_was_drawn_before(at):
-    dataset = data.load(write_classes(at / "pets", {"cat": 8, "dog": 8}))
-    batches = data.training_batches(dataset, dataset.train, 32, "cpu", 4, 2, seed=3)
-    others = torch.utils.data.DataLoader(batches.dataset, batch_sampler=batches.batch_sampler,
-                                         num_workers=2)
-    for (images, y), (same, labels) in zip(batches, others, strict=True):
-        assert torch.equal(images, same) and torch.equal(y, labels)
-        torch.rand(1)
