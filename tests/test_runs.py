@@ -422,9 +422,10 @@ def test_frozen_features_are_made_once_for_a_grid(at, archive, monkeypatch):
     assert len(list(Path("g/features").iterdir())) == 2
 
 
-def test_features_are_known_by_embedded_pictures_and_by_the_activation(small_clip):
+def test_features_and_states_are_known_by_their_pictures_and_by_the_activation(small_clip):
     """The activation is in no tensor: the same weights with plain GELU give other features."""
-    dataset = data.load("world")
+    dataset, settings = data.load("world"), train.argparse.Namespace()
+    state_of = train.identity(dataset, dataset.test, settings)
     frozen = evaluate.FrozenFeatures(dataset)
     before = frozen.fingerprint(small_clip)
     assert before == evaluate.FrozenFeatures(data.load("world")).fingerprint(small_clip)
@@ -436,6 +437,7 @@ def test_features_are_known_by_embedded_pictures_and_by_the_activation(small_cli
     changed.putpixel((3, 3), tuple(255 - value for value in changed.getpixel((3, 3))))
     dataset.pictures = dataset.pictures | {dataset.test[0][0]: changed}
     assert frozen.fingerprint(small_clip) != before
+    assert train.identity(dataset, dataset.test, settings) != state_of
 
 
 # A subset ------------------------------------------------------------------------------------

@@ -109,8 +109,9 @@ def test_same_seed_same_bytes(bare):
 
 
 def test_draw_seed_and_seed_are_told_apart(at, archive):
-    """--seed moves draw and batches; --draw-seed fixes the draw alone."""
-    words = [*command(at, archive, cat=24, dog=24), "--shots", 4, "--batch-size", 4]
+    """--seed moves draw and batches; --draw-seed fixes the draw alone. All start from two words."""
+    words = [*command(at, archive, cat=24, dog=24), "--shots", 4, "--batch-size", 4,
+             "--ctx-init", "a photo"]
     for out, *more in (("a",), ("b", "--seed", 2), ("c", "--seed", 2, "--draw-seed", 1),
                        ("d", "--draw-seed", 2)):
         done(*words, "--out", out, *more)
@@ -355,6 +356,7 @@ def test_eurosat_command_with_the_official_split(at, archive):
     # 16 5 1 1 1 by 16 x 0.01^(k/4): 16, 5.06, 1.6, 0.506, 0.16; but there are only ten to train on
     assert found["class_counts"] == [10, 5, 1, 1, 1]
     saved = torch.load(run / "prompts.pt", weights_only=True)["settings"]
+    assert saved["data_root"] == str((at / "data").resolve())       # from wherever it is evaluated
     assert saved["trained_classes"] == [
         "Annual Crop Land", "Forest", "Herbaceous Vegetation Land", "Highway or Road",
         "Industrial Buildings"]
