@@ -131,7 +131,10 @@ def test_a_class_without_test_pictures_counts_in_no_mean(small_clip):
     dataset = toy("ab", [("0", 0), ("1", 0)])
     learner = prompts.build("coop", small_clip, dataset.classnames, n_ctx=1)
     frozen = evaluate.FrozenFeatures(dataset)
-    found, *_ = evaluate.evaluate_classes(learner, dataset, [0, 1], frozen)
+    found, _, plain = evaluate.evaluate_classes(learner, dataset, [0, 1], frozen)
+    zeroshot = prompts.build("zeroshot", small_clip, dataset.classnames, ctx_init="{}")
+    z, y = evaluate.image_features(zeroshot, dataset, dataset.test)
+    torch.testing.assert_close(plain, evaluate.measure(zeroshot, z, y)[1])      # its template
     assert found["mean_recall"] == found["accuracy"]
     assert found["zeroshot_mean_recall"] == found["zeroshot"]
     right = torch.tensor([True, False, True])
