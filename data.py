@@ -64,7 +64,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # open_pictu
 HEIC = (".heic", ".heif")               # an iPhone's: PIL reads them with a plug-in only
 OF_A_RUN = ("result.json", "run.json", "split.json", "drawn.csv", "log.csv", "history.csv",
             "prompts.pt", "state.pt")           # what train.py leaves in a run's folder
-SHARED = 500 << 20                      # bytes of shared memory that four workers may need
+SHARED = 32 << 20                       # bytes of shared memory that a worker may need
 OURS = ("runs", "features", "evaluation", "__MACOSX")
 PART = re.compile("(train|val|test)(ing|id|idation)?", re.IGNORECASE)
 NOT_UTF8 = re.compile("[\ud800-\udfff]")        # how Python shows the bytes of such a file name
@@ -351,14 +351,15 @@ class TrainingPictures(Pictures):
 
 
 def batches(dataset, items, resolution, device, batch_size=100):
-    """DataLoader over (images (B, 3, res, res), labels (B,)) in order, test transform.
+    """Batches over the test views of items in order; device: a torch.device or its name.
 
-    device is where the images will go, a torch.device or its name. ValueError without any item.
+    ValueError without any item.
     """
     if not items:
         raise ValueError(f"{dataset.name}: none of the classes to evaluate has a test picture")
     view = transform(resolution, train=False)
-    return loader(Pictures(dataset, items, view), device, batch_size=batch_size)
+    plan = [range(len(items))[n:n + batch_size] for n in range(0, len(items), batch_size)]
+    return Batches(Pictures(dataset, items, in_bytes(view)), plan, device)
 
 
 def steps(num_items, batch_size):
@@ -367,7 +368,7 @@ def steps(num_items, batch_size):
 
 
 def training_batches(dataset, items, resolution, device, batch_size, epochs, seed, start=0):
-    """DataLoader over the batches of a whole training, from step `start` on: images, labels.
+    """Batches of a whole training, from step `start` on.
 
     The order of an epoch comes from seed and epoch, the crop and flip of an image from seed, epoch
     and its place in the list: nothing depends on the number of workers or on what came before, so
@@ -381,7 +382,7 @@ def training_batches(dataset, items, resolution, device, batch_size, epochs, see
         for step in range(steps(len(items), batch_size)):
             chosen = order[step * batch_size:(step + 1) * batch_size]
             plan.append([(epoch, i) for i in chosen])
-    return loader(TrainingPictures(dataset, items, view, seed), device, batch_sampler=plan[start:])
+    return Batches(TrainingPictures(dataset, items, in_bytes(view), seed), plan[start:], device)
 
 
 def mixed_seed(*numbers):
@@ -389,26 +390,50 @@ def mixed_seed(*numbers):
     return zlib.crc32(" ".join(map(str, numbers)).encode())
 
 
-def loader(images, device, **options):
-    """With workers where decoding costs something: never for the embedded pictures."""
-    gpu = torch.device(device).type == "cuda"
-    workers = 0
-    if not images.dataset.embedded and (gpu or len(images) > 100):      # a GPU must not wait
-        workers = min(4, os.cpu_count() or 1) * enough_shared_memory()
-    return torch.utils.data.DataLoader(images, num_workers=workers, pin_memory=gpu,
-                                       persistent_workers=workers > 0, **options)
+def in_bytes(view):
+    """A transform without its last two steps, which Batches takes on the device."""
+    return transforms.Compose([*view.transforms[:-2], transforms.PILToTensor()])
 
 
-def enough_shared_memory(folder="/dev/shm"):
-    """Whether workers can hand over their pictures. A Docker container has 64 MB for that, or none:
-    there the pictures are decoded by the process itself."""
+class Batches:
+    """(images (B, 3, res, res) float32, labels (B,)) on a device, for the lists of indices of a
+    plan. Pictures come as bytes, a quarter of the numbers, by as many workers as there are cores;
+    by none where decoding costs nothing: of the embedded pictures."""
+
+    def __init__(self, pictures, plan, device):
+        self.device, gpu, workers = torch.device(device), torch.device(device).type == "cuda", 0
+        if not pictures.dataset.embedded and (gpu or len(pictures) > 100):  # a GPU must not wait
+            workers = min(len(plan), cores(), room_for_workers())
+        self.loader = torch.utils.data.DataLoader(
+            pictures, batch_sampler=plan, num_workers=workers, pin_memory=gpu)
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        normalize = transforms.Normalize(CLIP_MEAN, CLIP_STD)
+        for images, labels in self.loader:
+            images = images.to(self.device, non_blocking=True).float().div(255)
+            yield normalize(images), labels.to(self.device, non_blocking=True)
+
+
+def cores():
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):            # Linux; a container may be given a few
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def room_for_workers(folder="/dev/shm"):
+    """How many workers can hand over their pictures. A Docker container has 64 MB for that, or
+    none: there the process decodes them itself."""
     if not sys.platform.startswith("linux"):
-        return True
+        return 16
     free = shutil.disk_usage(folder).free if os.path.isdir(folder) else 0
     if free < SHARED:
         print(f"note      {free >> 20} MB of shared memory in {folder}: one process decodes the "
               "pictures; docker run --shm-size=1g gives more")
-    return free >= SHARED
+    return free // SHARED
 
 
 # Files, for all scripts --------------------------------------------------------------------

@@ -32,6 +32,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -140,31 +141,26 @@ def save_prompts(folder, learner, settings):
 def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
     """SGD on Eq. (7) over the items [(picture, label)]; every step's terms go to folder/log.csv.
 
-    watch   called as watch(learner, dataset, items, step, folder) after each epoch
+    watch   called as watch(learner, dataset, items, step, folder) after each epoch; it leaves the
+            learner's classes as they are
     Raises ValueError where a term is not finite, with its name and step.
     """
     data.write_csv(folder / "drawn.csv", [("picture", "class"), *(
         (name, settings.trained_classes[label]) for name, label in items)])
     learned, clip = prompts.trainable(learner), learner.clip
-    device, n = clip.logit_scale.device, torch.tensor(settings.class_counts)
     optimizer = torch.optim.SGD(learned.values(), lr=settings.lr, momentum=0.9, weight_decay=5e-4)
     log = Log(folder, settings, data.steps(len(items), settings.batch_size))
     this_run = identity(dataset, items, settings)
     log.rows = resume(folder, learned, optimizer, this_run)         # a killed run's; else none
     batches = data.training_batches(
-        dataset, items, clip.visual.resolution, device, settings.batch_size, settings.epochs,
-        settings.seed, start=log.step)
-    prior = losses.log_prior(n).to(device) if settings.logit_adjust else 0
-    mi_weights = losses.balancing_weights(n).to(device) if settings.balanced_mi else None
+        dataset, items, clip.visual.resolution, clip.logit_scale.device, settings.batch_size,
+        settings.epochs, settings.seed, start=log.step)
     learner.train()
+    objective = graphed(Objective(learner, settings), min(settings.batch_size, len(items)))
     for images, y in tqdm(batches, desc="training", unit="step", mininterval=0.5, disable=quiet,
                           initial=log.step, total=log.step + len(batches)):
-        images, y = images.to(device, non_blocking=True), y.to(device, non_blocking=True)
         optimizer.param_groups[0]["lr"] = log.rate(log.step)
-        logits, z, g = learner(images)                                                  # Eq. (1)
-        loss, terms = losses.npt_loss(
-            logits + prior, z, g, y, w1=settings.w1, w2=settings.w2,
-            reduction=settings.reduction, mi_weights=mi_weights)                        # Eq. (7)
+        loss, terms = objective(images, y)                                              # Eq. (7)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -173,11 +169,50 @@ def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
             watch(learner, dataset, items, log.step, folder)
         if log.seconds() > SAVE_SECONDS:
             log.save_state(learned, optimizer, this_run)
+    vars(objective).pop("forward", None)    # a graph goes here, not later in a forked worker
     log.write()
     if not all(p.isfinite().all() for p in learned.values()):
         raise ValueError(f"the learned tokens are no longer finite after the last step, {log.step}:"
                          " try a smaller --lr")
     learner.eval()
+
+
+class Objective(torch.nn.Module):
+    """Eq. (7) of a batch: images (B, 3, res, res), y (B,) -> loss and its terms, as npt_loss."""
+
+    def __init__(self, learner, settings):
+        super().__init__()
+        self.learner, self.settings = learner, settings
+        n = torch.tensor(settings.class_counts, device=learner.clip.logit_scale.device)
+        self.prior = losses.log_prior(n) if settings.logit_adjust else 0
+        self.mi_weights = losses.balancing_weights(n) if settings.balanced_mi else None
+
+    def forward(self, images, y):
+        logits, z, g = self.learner(images)                                             # Eq. (1)
+        return losses.npt_loss(
+            logits + self.prior, z, g, y, w1=self.settings.w1, w2=self.settings.w2,
+            reduction=self.settings.reduction, mi_weights=self.mi_weights)              # Eq. (7)
+
+
+def graphed(objective, batch_size):
+    """The objective; on a GPU with its forward and backward as CUDA graphs, for one batch size.
+
+    A step is a thousand kernels, most of them shorter than the time to launch one: a GPU computes
+    for 4 ms of a step of 40 and waits for the rest. A graph launches all of them at once. What it
+    answers is overwritten by its next call. Where none can be made, one line says so.
+    """
+    device = objective.learner.clip.logit_scale.device
+    resolution = objective.learner.clip.visual.resolution
+    if device.type != "cuda":
+        return objective
+    try:
+        images = torch.zeros(batch_size, 3, resolution, resolution, device=device)
+        y = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")   # as it must be
+        return torch.cuda.make_graphed_callables(objective, (images, y))
+    except RuntimeError as error:                       # out of memory, or an old driver
+        print(f"note      steps without a CUDA graph, slower: {data.one_line(error)}")
+        return objective
 
 
 def learning_rate(epoch, epochs, lr):
@@ -251,8 +286,8 @@ class Log:
         return learning_rate(step // self.steps_an_epoch, self.settings.epochs, self.settings.lr)
 
     def add(self, loss, terms):
-        values = [loss.detach(), *(terms[name] for name in TERMS[1:])]
-        self.waiting.append(torch.stack(values))        # on the device
+        values = [loss, *(terms[name] for name in TERMS[1:])]
+        self.waiting.append(torch.stack(values).detach())       # on the device
         if len(self.waiting) == READ_STEPS:             # each reading makes a GPU wait
             self.read()
 

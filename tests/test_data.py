@@ -4,9 +4,11 @@ import io
 import json
 import os
 import re
+import sys
 import zlib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -610,8 +612,13 @@ def test_batches_come_in_order_and_whole(device):
     for images, labels in loader:                           # grey i, by CLIP's mean and std of red
         reds = images[:, 0, 2, 2] * 0.26862954 + 0.48145466
         assert (reds * 255).round().tolist() == labels.tolist() and images.shape[1:] == (3, 4, 4)
-    assert (loader.num_workers, loader.pin_memory, dataset.embedded) == (0, False, True)
-    assert data.batches(dataset, dataset.test, 4, device).batch_size == 100
+    view = data.transform(4, train=False)                   # bytes, then the same numbers
+    whole = torch.cat([images for images, _ in loader])
+    assert torch.equal(whole, torch.stack([view(dataset.open(name)) for name, _ in dataset.test]))
+    assert (loader.loader.num_workers, loader.loader.pin_memory, dataset.embedded) == (
+        0, False, True)
+    batches = data.batches(dataset, dataset.test * 15, 4, device)
+    assert [len(labels) for _, labels in batches] == [100, 5] and len(batches) == 2
 
 
 def test_training_batches_are_drawn_from_seed_and_epoch_and_whole():
@@ -621,7 +628,7 @@ def test_training_batches_are_drawn_from_seed_and_epoch_and_whole():
     def labels_of(batch_size, epochs, start=0):
         loader = data.training_batches(dataset, dataset.train, 4, "cpu", batch_size, epochs, 5,
                                        start)
-        assert loader.dataset.transform.transforms[0].scale == (0.5, 1.0)
+        assert loader.loader.dataset.transform.transforms[0].scale == (0.5, 1.0)
         return [labels.tolist() for _, labels in loader]
 
     batches = labels_of(3, epochs=2)
@@ -637,14 +644,15 @@ def test_training_batches_are_drawn_from_seed_and_epoch_and_whole():
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("embedded, n, device, workers", [
-    (False, 100, "cpu", 0), (False, 101, "cpu", 3), (False, 1, "cuda:0", 3),    # it must not wait
+    (False, 100, "cpu", 0), (False, 101, "cpu", 3), (False, 3, "cuda:0", 2),    # it must not wait
     (True, 101, "cuda", 0)])
 def test_workers_only_where_many_pictures_lie_on_disk(
         embedded, n, device, workers, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(data, "cores", lambda: 3)
     dataset = toy()
     dataset.pictures = {} if embedded else tmp_path
-    assert data.batches(dataset, dataset.train[:n], 4, device).num_workers == workers
+    batches = data.batches(dataset, dataset.train[:n], 4, device, batch_size=2)
+    assert batches.loader.num_workers == workers
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -738,11 +746,11 @@ def test_command_line_errors(words, fault, tmp_path):
 
 # What scripts share -------------------------------------------------------------------------------
 
-def test_without_shared_memory_there_are_no_workers(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "SHARED", 0)
-    assert data.enough_shared_memory(tmp_path) and capsys.readouterr().out == ""
-    monkeypatch.setattr(data, "SHARED", 1 << 60)
-    assert not data.enough_shared_memory(tmp_path / "gone")
+def test_workers_share_what_memory_there_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 30))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert data.room_for_workers(tmp_path) == 32 and capsys.readouterr().out == ""
+    assert data.room_for_workers(tmp_path / "gone") == 0
     assert "0 MB of shared memory" in capsys.readouterr().out
 
 

@@ -46,8 +46,9 @@ def test_pictures_are_the_same_in_any_worker_whatever_was_drawn_before(tmp_path)
     """Where workers are started anew (Windows, macOS, Linux from Python 3.14) all is pickled."""
     dataset = data.load(write_classes(tmp_path / "pets", {"big cat": 8, "dög": 8}))
     assert {name.split("/")[0] for name, _ in dataset.train} == {"big cat", "dög"}
-    for loader in (data.batches(dataset, dataset.test, 32, "cpu", 4),
-                   data.training_batches(dataset, dataset.train, 32, "cpu", 4, 2, seed=3)):
+    for batches in (data.batches(dataset, dataset.test, 32, "cpu", 4),
+                    data.training_batches(dataset, dataset.train, 32, "cpu", 4, 2, seed=3)):
+        loader = batches.loader
         others = torch.utils.data.DataLoader(pickle.loads(pickle.dumps(loader.dataset)),
                                              batch_sampler=loader.batch_sampler, num_workers=2)
         for (images, y), (same, labels) in zip(loader, others, strict=True):
