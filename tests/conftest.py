@@ -24,6 +24,8 @@ ON_A_GPU = os.environ.get("TESTS_ON_A_GPU") == "1"
 if not ON_A_GPU:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 NEEDS_CUDA = pytest.mark.skipif(not ON_A_GPU, reason="needs CUDA")
+torch.set_num_threads(1)                                # as processes that tests start have it
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def hash_uniform(shape, k):

@@ -110,12 +110,13 @@ SPLITS = {name: f"{PLACE[name].split('/')[0]}/split_zhou_{word}.json" for name, 
     "oxford_flowers": "OxfordFlowers", "food101": "Food101", "sun397": "SUN397",
     "dtd": "DescribableTextures", "eurosat": "EuroSAT", "ucf101": "UCF101"}.items()}
 NEEDS_SPLIT = ("stanford_cars", "oxford_flowers")
-TORCHVISION = {                                     # where it puts what CoOp has elsewhere
+ELSEWHERE = {                                       # where torchvision puts what CoOp has here
     "caltech101": ("caltech-101", "caltech101"), "oxford_pets": ("oxford_pets", "oxford-iiit-pet"),
     "oxford_flowers": ("oxford_flowers", "flowers-102"), "dtd": ("dtd/images", "dtd/dtd/images"),
     "fgvc_aircraft": ("fgvc_aircraft", "fgvc-aircraft-2013b/data"),
     "sun397": ("sun397/SUN397", "SUN397"), "imagenet": ("imagenet/images/", "imagenet/"),
-    "imagenet_sketch": ("sketch/images", "sketch/sketch")}
+    "imagenet_sketch": ("sketch/images", "sketch/sketch"),
+    "eurosat": ("eurosat/2750", "eurosat/EuroSAT_RGB")}             # as Zenodo unpacks it
 BY_LISTS = ("oxford_pets", "sun397", "ucf101")      # official test list, trainval to be divided
 PARTS = {                                           # of a class's pictures; else 10 of "all"
     **dict.fromkeys(BY_LISTS, ["trainval"] * 10 + ["test"] * 3),
@@ -203,13 +204,13 @@ def test_each_dataset_in_its_true_layout(name, tmp_path):
     assert fewer == (name != "eurosat")                     # none lost unsaid
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision_layout_gives_the_same_items(name, tmp_path):
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_another_layout_gives_the_same_items(name, tmp_path):
     content = layout(name)[0]
     if name == "oxford_flowers":
         content = split_file(name) | {"oxford_flowers/jpg/train_2_0.jpg": None}
-    coop, torchvisions = TORCHVISION[name]
-    moved = {path.replace(coop, torchvisions, 1): what for path, what in content.items()}
+    coop, others = ELSEWHERE[name]
+    moved = {path.replace(coop, others, 1): what for path, what in content.items()}
     assert moved != content
     one, other = loaded(name, tmp_path / "1", content), loaded(name, tmp_path / "2", moved)
     assert (one.train, one.val, one.test) == (other.train, other.val, other.test)
@@ -483,8 +484,9 @@ def toy(K=6, n=30, order=(3, 0, 5, 1, 4, 2)):
 
 
 @pytest.mark.parametrize("labels, tau, shuffle_seed, n", [
+    # any labels, relabelled from 0 in the order given; a smaller tau keeps a subset
     *((labels, tau, None, n) for tau, n in ((1, [16, 16, 16]), (0.05, [16, 3, 1]))
-      for labels in ([4, 2, 0], [1, 3, 5])),        # any, relabelled from 0 in the order given
+      for labels in ([4, 2, 0], [1, 3, 5])),
     # 16 * 0.05^(k/5) by hand: 16, 8.7, 4.8, 2.6, 1.4, 0.8, dealt out as random.Random(3) shuffles
     ([0, 1, 2, 3, 4, 5], 0.05, 3, [16, 4, 2, 1, 1, 8])])
 def test_training_items_are_the_first_of_the_full_draw(labels, tau, shuffle_seed, n):
@@ -496,13 +498,6 @@ def test_training_items_are_the_first_of_the_full_draw(labels, tau, shuffle_seed
         assert [name for name, y in items if y == k] == drawn[:n[k]]
     small = data.training_items(toy(n=5), [0, 1, 2], 16, 0.25, 1)
     assert counted(small, 3) == [5, 5, 4]           # of 16, 8 and 4
-
-
-@pytest.mark.parametrize("shuffle_seed", [None, 3])
-def test_a_smaller_tau_keeps_a_subset(shuffle_seed):
-    sets = [set(data.training_items(toy(), [0, 1, 2], 16, tau, 1, shuffle_seed))
-            for tau in (1, 0.5, 0.05, 0.01)]
-    assert sets[0] > sets[1] > sets[2] >= sets[3]
 
 
 def test_halves_and_select():
@@ -624,8 +619,6 @@ def test_batches_come_in_order_and_whole(device):
         0, False, True)
     batches = data.batches(dataset, dataset.test * 15, 4, device)
     assert [len(labels) for _, labels in batches] == [100, 5] and len(batches) == 2
-    with pytest.raises(ValueError, match="toy: none of the classes to evaluate has a test picture"):
-        data.batches(dataset, [], 4, device)
 
 
 def test_training_batches_are_drawn_from_seed_and_epoch_and_whole():
@@ -764,17 +757,17 @@ def test_workers_share_what_memory_there_is(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("error, said", [
     (MemoryError(), "error: not enough memory; try a smaller --batch-size"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: not enough memory"),
-    (ValueError("wrong"), "error: wrong")])
+    (ValueError("wrong"), "error: wrong"),
+    (RuntimeError("size mismatch"), None)])                 # a bug: it is seen
 def test_a_failure_is_one_line(error, said, capsys):
     def job():
         raise error
 
-    assert data.run_script(job) == 2 and capsys.readouterr().err.startswith(said)
-
-
-def test_other_runtime_errors_are_bugs_and_seen():
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        data.run_script(lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")))
+    if said is None:
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            data.run_script(job)
+    else:
+        assert data.run_script(job) == 2 and capsys.readouterr().err.startswith(said)
 
 
 def test_empty_words_are_refused():
@@ -791,10 +784,3 @@ def test_a_folder_that_is_partly_there_says_how_much(tmp_path):
     message = f"dtd: 3 of 10 pictures are in {tmp_path}, first that is not a/3.jpg"
     with pytest.raises(ValueError, match=re.escape(message)):
         data.check_pictures(dataset, items, decode=False)
-
-
-def test_eurosat_as_zenodo_unpacks_it(tmp_path):
-    write(tmp_path, {path.replace("2750", "EuroSAT_RGB"): what
-                     for path, what in layout("eurosat")[0].items()})
-    dataset = data.load("eurosat", tmp_path, fetch=False)
-    assert dataset.pictures == tmp_path / "eurosat/EuroSAT_RGB" and dataset.test
