@@ -1,7 +1,7 @@
 """Datasets: the 15 of the paper as rows of one table, the embedded world, a folder of one's own.
 
     python data.py                                      # the names, and how each is obtained
-    python data.py eurosat --data-root data             # what a run would see; opens no picture
+    python data.py eurosat --data-root data             # what a run would see; decodes none
     python data.py path/to/my/folder --shots 8 --json
 
 The way of every dataset: a row of ROWS says where it lies and what differs; a reader lists pictures
@@ -28,6 +28,7 @@ import hashlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -41,6 +42,7 @@ import warnings
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 
 if __name__ == "__main__":
@@ -51,6 +53,7 @@ import torchvision
 from PIL import Image, ImageOps
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
+from tqdm import tqdm
 
 import clip_model
 from assets import world  # a drawn dataset is data: nothing else of assets/ is imported
@@ -93,6 +96,10 @@ class Dataset:
         """True where the pictures are held in memory, as the little world's are."""
         return isinstance(self.pictures, dict)
 
+    def show_notes(self):
+        for note in self.notes:
+            print(f"note      {note}")
+
     @property
     def test_only(self):
         """ImageNet's variants: From CoOp, their training list is their test list: not trained."""
@@ -110,7 +117,7 @@ class Dataset:
         """Of a picture's bytes."""
         if self.embedded:
             return hashlib.sha256(self.pictures[name].tobytes()).hexdigest()
-        return clip_model.file_sha256(self.path(name))
+        return sum_of(*state_of(self.path(name)))
 
     def open(self, name):
         """The picture in RGB: From CoOp, converted before any resizing, alpha dropped."""
@@ -253,7 +260,7 @@ def open_picture(path, exif):
             raise ValueError(f"{size} bytes; 1 to {2 ** 29} in a plain file are read")
         with Image.open(path, formats=FORMATS) as image:        # refuses 179 million pixels
             w, h = image.size                                   # a strip, resized, fills the memory
-            if max(w, h) > 1000 * min(w, h) or exif and w * h > Image.MAX_IMAGE_PIXELS:
+            if max(w, h) > 1000 * min(w, h):
                 raise ValueError(f"{w} x {h} pixels: shrink it")
             if exif:
                 image.draft(None, (4 * 336, 4 * 336))           # the largest CLIP sees 336
@@ -267,7 +274,8 @@ def open_picture(path, exif):
         raise FileNotFoundError(f"{path}: picture not found") from None
     except Exception as problem:                    # PIL raises many kinds, struct.error among them
         raise ValueError(f"{path}: not a readable picture ({problem}); expected JPEG or PNG (HEIC "
-                         "under any name: convert it to JPEG)") from None
+                         "under any name: convert it to JPEG) of at most "
+                         f"{2 * Image.MAX_IMAGE_PIXELS:,} pixels") from None
 
 
 def in_8_bits(image):
@@ -280,25 +288,52 @@ def in_8_bits(image):
 
 
 def check_pictures(dataset, items, decode=True):
-    """Stop before training, not in its middle: all that is missing or unreadable in one ValueError.
+    """Stop before training, not in its middle: each picture that is missing or unreadable is
+    printed, and ValueError says how many they are.
 
     decode=False only asks whether the files are there: enough for a published, large test list.
+    Otherwise all cores decode them, once for all runs of a process.
     """
-    problems, gone = [], missing(dataset, items)
+    names, gone = dict.fromkeys(name for name, _ in items), missing(dataset, items)
     if len(gone) > 5:                               # a folder that is partly there
         everything = {name for name, _ in dataset.train + dataset.val + dataset.test}
         there = len(everything) - len(missing(dataset, [(name, None) for name in everything]))
         raise ValueError(f"{dataset.name}: {there} of {len(everything)} pictures are in "
                          f"{dataset.pictures}, first that is not {gone[0]}: was it unpacked whole?")
-    for name in dict.fromkeys(name for name, _ in items) if decode else gone:
-        try:
-            dataset.open(name)
-        except (ValueError, FileNotFoundError) as problem:
-            problems.append(str(problem))
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{dataset.name}: {len(problems)} of {len(items)} pictures can't be used: "
-                         f"{'; '.join(problems[:5])}{more}")
+    for name in gone:
+        print(f"warning: {dataset.path(name)}: picture not found")
+    bad = len(gone)
+    if decode and not dataset.embedded:
+        paths = [dataset.path(name) for name in names if name not in gone]
+        with ThreadPool(min(8, os.cpu_count() or 1)) as pool:       # PIL decodes beside Python
+            faults = pool.imap(lambda path: fault_of(dataset.own, *state_of(path)), paths)
+            bad += sum(tqdm(faults, "checking pictures", len(paths), leave=False, delay=1))
+    if bad:
+        raise ValueError(f"{dataset.name}: {bad} of {len(names)} pictures can't be used: "
+                         "move the files that are named above out of the folder, or mend them")
+
+
+def state_of(path):
+    """A file's path and what changes with its content: its place on the disk, size and time."""
+    stat = path.stat()
+    return path, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@functools.cache
+def sum_of(path, *state):
+    """SHA-256 of a file, read once as long as its state is the same."""
+    return clip_model.file_sha256(path)
+
+
+@functools.cache
+def fault_of(exif, path, *state):
+    """Whether a picture can't be read, and a line why; decoded once as long as it is the same."""
+    try:
+        open_picture(path, exif)
+    except (ValueError, FileNotFoundError) as problem:
+        print(f"warning: {problem}")
+        return True
+    return False
 
 
 def missing(dataset, items):
@@ -512,6 +547,7 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     FileNotFoundError says what to get and where to put it, ValueError what is wrong with it.
     """
     name, folder = str(name), Path(name).expanduser()
+    refuse_workers()
     if name in NAMES and classnames:
         raise ValueError(f"class names from a file are for a folder of one's own; {name} has its "
                          "own names")
@@ -531,6 +567,14 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     hint = f"; did you mean {close[0]}?" if close else ""
     raise ValueError(f"unknown dataset {name!r}{hint}; expected a folder or one of "
                      f"{', '.join(NAMES)}")
+
+
+def refuse_workers():
+    """End a loader's process that runs an unguarded script again, before it waits for its parent's
+    locks. Where processes are spawned (Windows, macOS), each begins with the script's lines."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit("error: put the lines of your script into a function, and its call under `if "
+                 "__name__ == \"__main__\":`; the processes that read pictures ran them again")
 
 
 def checked(dataset):
@@ -1045,9 +1089,19 @@ def load_folder(folder, seed, names_file):
     return own_dataset(place.name, classnames, parts, split, folder, notes)
 
 
-def own_dataset(name, classnames, parts, split, folder, notes=()):
-    return Dataset(name, classnames, "a photo of a {}.", **parts, split=split, official_split=False,
-                   pictures=folder, base_novel=False, own=True, notes=list(notes))
+def own_dataset(name, classnames, parts, split, folder, notes):
+    """The Dataset of a folder; its notes say which photos are there twice, byte for byte."""
+    dataset = Dataset(name, classnames, "a photo of a {}.", **parts, split=split, pictures=folder,
+                      official_split=False, base_novel=False, own=True, notes=notes)
+    tested, torn = twins(dataset)
+    for pairs, words, then in (
+            (tested, "test photos are training photos too",
+             "remove one of each, or the accuracy promises too much"),
+            (torn, "photos stand in two classes", "one of the two classes is wrong")):
+        if pairs:
+            notes.append(f"{len(pairs)} {words}, byte for byte, first {' = '.join(pairs[0])}: "
+                         f"{then}")
+    return dataset
 
 
 def names_from_file(path, ids, notes):
@@ -1076,6 +1130,7 @@ def load_kept(split_file, folder):
 
     FileNotFoundError where the folder is gone, ValueError for a split that is none or leads out.
     """
+    refuse_workers()
     classnames, parts, _ = read_split(split_file)
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -1098,22 +1153,18 @@ def files_below(path):
                   and not any(part.startswith(".") for part in found.relative_to(path).parts))
 
 
-def twins(dataset, items):
-    """Pictures with the same bytes: [(test picture, training picture)], and [(training picture,
-    another)] of two classes; items are those that train."""
-    names = {name for name, _ in items + dataset.test}
-    size = {name: dataset.path(name).stat().st_size for name in names}
-    alike = Counter(size.values())
-
-    @functools.cache
-    def content(name):                                  # only equal sizes need be read
-        return alike[size[name]] > 1 and dataset.sha256(name) or name
-
-    first, torn = {}, []
-    for name, label in items:
-        other, its = first.setdefault(content(name), (name, label))
-        torn += [(other, name)] if its != label else []
-    tested = [(name, first[content(name)][0]) for name, _ in dataset.test if content(name) in first]
+def twins(dataset):
+    """Pictures with the same bytes: [(test picture, training picture)], and [(picture, another)] of
+    two classes."""
+    parts = [(part, *item) for part in ("train", "test") for item in getattr(dataset, part)]
+    paths = {name: dataset.path(name) for _, name, _ in parts}
+    size = {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
+    alike, first, tested, torn = Counter(size.values()), {}, [], []
+    for part, name, label in parts:
+        if alike[size.get(name)] > 1:                   # only equal sizes need be read
+            where, other, its = first.setdefault(dataset.sha256(name), (part, name, label))
+            tested += [(name, other)] if where != part else []
+            torn += [(other, name)] if its != label else []
     return tested, torn
 
 
@@ -1181,7 +1232,7 @@ def run_script(job, interrupted="interrupted; nothing unfinished was kept"):
         return job() or 0
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in str(error)
-        if isinstance(error, RuntimeError) and not short:
+        if isinstance(error, RuntimeError) and not short and "DataLoader worker" not in str(error):
             raise
         hint = "not enough memory; try a smaller --batch-size or other programs closed: " * short
         print(f"error: {hint}{one_line(error)}", file=sys.stderr)

@@ -35,6 +35,9 @@ def result(run):
     return json.loads(Path(run, "result.json").read_text())
 
 
+NAMED = "-n_ctx2-epochs1-backbonesmall"             # in a run's name what command() asks for
+
+
 def command(place, archive, method="coop", **counts):
     """A command of a moment, without --out, and its folder of pictures, pets/."""
     pictures = write_classes(place / "pets", counts or {"cat": 8, "dog": 8})
@@ -289,10 +292,10 @@ def test_a_folder_that_another_process_works_in(at, archive):
     with FileLock("run/.lock"):
         assert "run: another process works on this run" in refused(*words, "--out", "run")
     done(*words, "--out", "run")                    # the owner is gone
-    Path("runs/pets-coop-natural-seed1").mkdir(parents=True)
-    with FileLock("runs/pets-coop-natural-seed1/.lock"):
+    Path(f"runs/pets-coop-natural-seed1{NAMED}").mkdir(parents=True)
+    with FileLock(f"runs/pets-coop-natural-seed1{NAMED}/.lock"):
         done(*words)                                # by default the next number is taken
-    assert Path("runs/pets-coop-natural-seed1-2/result.json").is_file()
+    assert Path(f"runs/pets-coop-natural-seed1{NAMED}-2/result.json").is_file()
     shutil.rmtree("runs")
     Path("runs").write_text("mine")                 # a place that can't be is not numbered
     assert "give another --out" in refused(*words)
@@ -389,11 +392,12 @@ def test_a_grid_skips_what_is_finished_leaves_what_others_do_and_names_what_fail
             raise ValueError("l_clip became nan")
         return real(learner, dataset, items, settings, *more)
     monkeypatch.setattr(train, "train", failing)
-    Path("g/pets-coop-natural-seed3").mkdir(parents=True)
-    with FileLock("g/pets-coop-natural-seed3/.lock"):
+    Path(f"g/pets-coop-natural-seed3{NAMED}").mkdir(parents=True)
+    with FileLock(f"g/pets-coop-natural-seed3{NAMED}/.lock"):
         code, out, err = call(train.main, *words)
     assert code == 1 and "1 of 3 runs are finished in g; another process works on 1" in out
-    assert "failed: pets-coop-natural-seed2: l_clip became nan" in err and "Traceback" not in err
+    assert f"failed: pets-coop-natural-seed2{NAMED}: l_clip became nan" in err
+    assert "Traceback" not in err
     before = files(Path("g"))
     printed = done(*words)
     assert "3 of 3 runs are finished in g" in printed
@@ -402,7 +406,7 @@ def test_a_grid_skips_what_is_finished_leaves_what_others_do_and_names_what_fail
     assert all(after[name] == value for name, value in before.items() if "seed1" in name)
     found = [json.loads(path.read_text()) for path in sorted(Path("g").glob("*/result.json"))]
     name, seeds, *means = next(line for line in printed.splitlines() if "natural " in line).split()
-    assert (name, seeds, len(means)) == ("pets-coop-natural", "3", 2)
+    assert (name, seeds, len(means)) == (f"pets-coop-natural{NAMED}", "3", 2)
     zeroshot = next(line for line in printed.splitlines() if line.startswith("zero-shot, pets"))
     for mean, plain, column in zip(means, zeroshot.split()[-2:], ("all", "mean_recall"),
                                    strict=True):
@@ -412,7 +416,7 @@ def test_a_grid_skips_what_is_finished_leaves_what_others_do_and_names_what_fail
         assert float(plain) == pytest.approx(by_hand, abs=.005)
     assert "3 of 3 runs" in done(*words) and files(Path("g")) == after and len(trained) == 4
     done(*words[:-6], "--seed", 2, "--out", "one")                  # the run by itself
-    assert run_files("one") == run_files("g/pets-coop-natural-seed2")
+    assert run_files("one") == run_files(f"g/pets-coop-natural-seed2{NAMED}")
 
 
 def test_a_grid_that_cannot_be_does_no_work(at):

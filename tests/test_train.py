@@ -354,7 +354,7 @@ def test_eurosat_command_with_the_official_split(at, archive):
     before = files(at / "data")
     printed = done(*EUROSAT, "--backbone", archive)
     assert files(at / "data") == before                 # nothing is written beside the pictures
-    run = Path("runs/eurosat-maple-npt-tau0.01-seed1")
+    run = Path("runs/eurosat-maple-npt-tau0.01-seed1-backbonesmall")
     found = result(run)
     assert found["official_split"] and found["split"].startswith("CoOp's split_zhou_EuroSAT.json")
     assert found["backbone"] == str(archive) and found["dataset"] == "eurosat"
@@ -547,7 +547,8 @@ def test_own_folder_is_halved_only_where_asked_and_half_precision_stays_outside(
     pictures = write_classes(at / "Wörter und Bilder", {"ä b": 8, "c": 8, "d": 8})
     words = ["--method", "maple", "--epochs", 1, "--dataset", pictures, "--backbone", archive]
     done(*words, "--classes", "base", "--precision", "bfloat16")
-    run = Path("runs/Wörter und Bilder-maple-natural-seed1")
+    run = Path("runs/Wörter und Bilder-maple-natural-seed1-classesbase-epochs1-backbonesmall"
+               "-precisionbfloat16")
     found = result(run)
     assert len(found["class_counts"]) == 2 and "all" not in found
     assert None not in (found["base"], found["novel"], found["harmonic_mean"])
