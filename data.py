@@ -1,7 +1,7 @@
 """Datasets: the 15 of the paper as rows of one table, the embedded world, a folder of one's own.
 
     python data.py                                      # the names, and how each is obtained
-    python data.py eurosat --data-root data             # what a run would see; decodes none
+    python data.py eurosat --data-root data             # what a run would see, decoding nothing
     python data.py path/to/my/folder --shots 8 --json
 
 The way of every dataset: a row of ROWS says where it lies and what differs; a reader lists pictures
@@ -117,7 +117,7 @@ class Dataset:
         """Of a picture's bytes."""
         if self.embedded:
             return hashlib.sha256(self.pictures[name].tobytes()).hexdigest()
-        return sum_of(*state_of(self.path(name)))
+        return clip_model.file_sha256(self.path(name))
 
     def open(self, name):
         """The picture in RGB: From CoOp, converted before any resizing, alpha dropped."""
@@ -294,44 +294,31 @@ def check_pictures(dataset, items, decode=True):
     decode=False only asks whether the files are there: enough for a published, large test list.
     Otherwise all cores decode them, once for all runs of a process.
     """
-    names, gone = dict.fromkeys(name for name, _ in items), missing(dataset, items)
+    names, gone = {name for name, _ in items}, missing(dataset, items)
     if len(gone) > 5:                               # a folder that is partly there
-        everything = {name for name, _ in dataset.train + dataset.val + dataset.test}
-        there = len(everything) - len(missing(dataset, [(name, None) for name in everything]))
-        raise ValueError(f"{dataset.name}: {there} of {len(everything)} pictures are in "
-                         f"{dataset.pictures}, first that is not {gone[0]}: was it unpacked whole?")
+        raise ValueError(f"{dataset.name}: {len(gone)} of {len(names)} pictures are not in "
+                         f"{dataset.pictures}, first {gone[0]}: was it unpacked whole?")
     for name in gone:
         print(f"warning: {dataset.path(name)}: picture not found")
     bad = len(gone)
     if decode and not dataset.embedded:
-        paths = [dataset.path(name) for name in names if name not in gone]
+        paths = [dataset.path(name) for name in sorted(names - {*gone})]
+        keys = ((path, dataset.own, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
         with ThreadPool(min(8, os.cpu_count() or 1)) as pool:       # PIL decodes beside Python
-            faults = pool.imap(lambda path: fault_of(dataset.own, *state_of(path)), paths)
+            faults = pool.imap(lambda key: fault_of(*key), keys)
             bad += sum(tqdm(faults, "checking pictures", len(paths), leave=False, delay=1))
     if bad:
-        raise ValueError(f"{dataset.name}: {bad} of {len(names)} pictures can't be used: "
-                         "move the files that are named above out of the folder, or mend them")
-
-
-def state_of(path):
-    """A file's path and what changes with its content: its place on the disk, size and time."""
-    stat = path.stat()
-    return path, stat.st_ino, stat.st_size, stat.st_mtime_ns
+        raise ValueError(f"{dataset.name}: {bad} of {len(names)} pictures can't be used: move the "
+                         "files that are named above out of the folder, or mend them")
 
 
 @functools.cache
-def sum_of(path, *state):
-    """SHA-256 of a file, read once as long as its state is the same."""
-    return clip_model.file_sha256(path)
-
-
-@functools.cache
-def fault_of(exif, path, *state):
-    """Whether a picture can't be read, and a line why; decoded once as long as it is the same."""
+def fault_of(path, exif, *state):
+    """Whether a picture can't be read, and a line why; decoded once as long as its state stays."""
     try:
         open_picture(path, exif)
     except (ValueError, FileNotFoundError) as problem:
-        print(f"warning: {problem}")
+        print(f"warning: {problem}\n", end="")       # in one go: other threads print too
         return True
     return False
 
@@ -687,7 +674,12 @@ def divide(parts, seed, train=0.5, val=0.2):
     if undivided is None:
         return parts
     rng, divided = random.Random(seed), {"train": [], "val": [], "test": [*parts.get("test", [])]}
-    for positions in by_label(labels_of(parts[undivided])).values():
+    groups = by_label(labels_of(parts[undivided])).values()
+    alone = [parts[undivided][group[0]][0] for group in groups if len(group) == 1]
+    if alone and undivided == "all":
+        raise ValueError(f"{len(alone)} classes have one picture only, {', '.join(alone)}; add "
+                         "another to each, to train and test on, or take the folders out")
+    for positions in groups:
         items = [parts[undivided][position] for position in positions]
         rng.shuffle(items)
         n, n_val = len(items), round(val * len(items))
@@ -695,9 +687,6 @@ def divide(parts, seed, train=0.5, val=0.2):
             divided["val"] += items[:n_val]
             divided["train"] += items[n_val:]
             continue
-        if n < 2:
-            raise ValueError(f"{items[0][0]} is the only picture of its class; expected one to "
-                             "train, one to test on: add another, or take its folder out")
         n_train = round(train * n)
         n_val = min(n_val, n - n_train - 1)     # Open point: CoOp's rule leaves 3 no test picture
         divided["train"] += items[:n_train]
@@ -1075,11 +1064,6 @@ def load_folder(folder, seed, names_file):
     if NOT_UTF8.search(str(place)):
         raise ValueError(f"the folder name {str(place)!r} is not in UTF-8; rename it")
     ids, found = read_folders(folder, None, notes)
-    sizes = Counter(labels_of(found.get("all", [])))
-    alone = [name for name, key in found.get("all", []) if sizes[key] == 1]
-    if alone:
-        raise ValueError(f"{len(alone)} classes have one picture only, {', '.join(alone)}; add "
-                         "another to each, to train and test on, or take the folders out")
     parts = divide(with_labels(found, ids, folder), seed, train=0.6, val=0.0)
     split = f"made here: 60/40 % of each class's sorted pictures, shuffled with seed {seed}"
     if "all" not in found:
@@ -1295,7 +1279,7 @@ def list_datasets():
 
 
 def parse(argv=None):
-    p = Parser(description="Say what a run on a dataset would see. No picture is opened.")
+    p = Parser(description="Say what a run on a dataset would see. Nothing is decoded.")
     p.add_argument("name", nargs="?", help="a dataset, all (the eleven of Table 1), or a folder of "
                                            "pictures; absent: the list of datasets is printed")
     p.add_argument("--data-root", default="data", metavar="FOLDER",

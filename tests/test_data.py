@@ -794,7 +794,7 @@ def test_a_folder_that_is_partly_there_says_how_much(tmp_path):
     write(tmp_path, dict.fromkeys(names[:3]))
     items = [(name, 0) for name in names]
     dataset = data.Dataset("dtd", ["a"], "{}", items[:6], [], items[6:], "", True, tmp_path)
-    message = f"dtd: 3 of 10 pictures are in {tmp_path}, first that is not a/3.jpg"
+    message = f"dtd: 7 of 10 pictures are not in {tmp_path}, first a/3.jpg: was it unpacked whole?"
     with pytest.raises(ValueError, match=re.escape(message)):
         data.check_pictures(dataset, items, decode=False)
 
