@@ -616,7 +616,7 @@ def load_row(name, root, seed, fetch):
         split, is_official = "the lists and folders as published", True
         if parts is not found:
             split, is_official = f"made here by CoOp's rule, seed {seed} (not CoOp's)", False
-        if row.wordnet:
+        if name.startswith("imagenet"):         # its folders are WordNet ids
             names_file = first_file("classnames.txt", folders)
             class_ids, classnames = imagenet_names(ids, names_file, notes)
     if row.split and not official:
@@ -867,11 +867,6 @@ class Row:
     fetch: str                      # the torchvision class that downloads it
     source: str                     # what to get where nothing can fetch it
 
-    @property
-    def wordnet(self):
-        """ImageNet family: classes are WordNet ids."""
-        return self.name.startswith("imagenet")
-
 
 def read_table():
     """{name: Row} in the order of Table 1, then Table 4's targets."""
@@ -923,7 +918,8 @@ def picture_folder(row, root):
     """
     for folder, pictures in row.places:
         place = root / folder / pictures
-        if place.is_dir() and (pictures or not row.wordnet or (place / "train").is_dir()):
+        other = pictures or not row.name.startswith("imagenet")
+        if place.is_dir() and (other or (place / "train").is_dir()):
             return place
     return root.joinpath(*row.places[0])
 
@@ -1121,20 +1117,13 @@ def load_kept(split_file, folder):
         raise FileNotFoundError(f"{folder}: no such folder, from where {split_file.parent} had its "
                                 "photos; if it has moved, add --data-root FOLDER")
     kept = {name for items in parts.values() for name, _ in items}
-    new = [photo for photo in files_below(folder) if photo.suffix.lower() in ENDINGS
-           and photo.relative_to(folder).as_posix() not in kept]
-    notes = []
-    if new:
-        notes = [f"{len(new)} photos in {folder} are not in the run's {split_file.name} and are "
-                 f"ignored, first {new[0].relative_to(folder)}; train anew to use them"]
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*.*") if path.is_file())
+    new = [path for path in found if path.as_posix() not in kept
+           and path.suffix.lower() in ENDINGS and not re.search(r"(^|/)\.", path.as_posix())]
+    notes = [f"{len(new)} photos in {folder} are not in the run's {split_file.name} and are "
+             f"ignored, first {first}; train anew to use them" for first in new[:1]]
     return own_dataset(folder.name, classnames, parts, f"as kept in the run's {split_file.name}",
                        folder, notes)
-
-
-def files_below(path):
-    """All files in a folder and the folders below, in order of names, without hidden ones."""
-    return sorted(found for found in Path(path).rglob("*") if found.is_file()
-                  and not any(part.startswith(".") for part in found.relative_to(path).parts))
 
 
 def twins(dataset):
@@ -1233,7 +1222,7 @@ def facts_of(dataset, shots, seed, tau, base_novel):
     K = len(dataset.classnames)
     base = halves(K)[0] if base_novel else list(range(K))
     labels = labels_of(dataset.train)
-    positions = list(range(len(labels))) if shots is None else few_shot(labels, shots, seed)
+    positions = range(len(labels)) if shots is None else few_shot(labels, shots, seed)
     items = training_items(dataset, base, shots, tau, seed)
     drawn = Counter(labels_of(items))
     everything = dataset.train + dataset.val + dataset.test
@@ -1252,12 +1241,12 @@ def facts_of(dataset, shots, seed, tau, base_novel):
 
 def show(facts, dataset):
     """The same for reading."""
-    K, num_base, counts = facts["num_classes"], facts["num_base"], facts["class_counts"]
-    print(f"{facts['name']}: {K} classes, the first {num_base} are trained on; zero-shot prompt "
-          f"\"{facts['template']}\"")
-    for key in ("pictures", "split", "notes", "train", "val", "test", "missing", "draw_sha256"):
-        for value in facts[key] if key == "notes" else [facts[key]]:
-            print(f"{key:12}{value}")
+    num_base, counts = facts["num_base"], facts["class_counts"]
+    print(f"{facts['name']}: {facts['num_classes']} classes, the first {num_base} are trained on; "
+          f"zero-shot prompt \"{facts['template']}\"")
+    dataset.show_notes()
+    for key in ("pictures", "split", "train", "val", "test", "missing", "draw_sha256"):
+        print(f"{key:12}{facts[key]}")
     shots = "all there are" if facts["shots"] is None else f"{facts['shots']} shots"
     print(f"drawn       {sum(counts)} training images: {shots}, seed {facts['seed']}, "
           f"{tau_words(facts['tau'])}, n_k from {max(counts)} to {min(counts)}\n"
@@ -1280,24 +1269,21 @@ def list_datasets():
 
 def parse(argv=None):
     p = Parser(description="Say what a run on a dataset would see. Nothing is decoded.")
-    p.add_argument("name", nargs="?", help="a dataset, all (the eleven of Table 1), or a folder of "
-                                           "pictures; absent: the list of datasets is printed")
-    p.add_argument("--data-root", default="data", metavar="FOLDER",
-                   help="holds the datasets in CoOp's layout; absent: %(default)s")
-    p.add_argument("--shots", type=whole(1), metavar="N", help="images drawn a class before tau "
-                   "thins them out; absent: 16, of a folder without --tau all")
-    p.add_argument("--seed", "--draw-seed", type=SEED, default=1, metavar="N",
-                   help="of the few-shot draw and of a split made here; absent: %(default)s")
-    p.add_argument("--tau", type=number(1e-9, 1), help="min n_k / max n_k, Sec. 5; absent: 1, "
-                   "which is balanced; a folder without --shots keeps its own counts")
-    p.add_argument("--classnames", metavar="FILE", help="class names for a folder, a line "
-                   "`folder<TAB>name` each; absent: the names of its sub-folders")
-    p.add_argument("--base-novel", action="store_true", help="halve the classes of a folder or an "
-                   "ImageNet variant too; absent: those of the other datasets only")
-    p.add_argument("--fetch", action="store_true", help="download the pictures where torchvision "
-                   "can; absent: say how to get them")
-    p.add_argument("--json", action="store_true", help="print one JSON object, for all a list of "
-                   "them; absent: print for reading")
+    add = p.add_argument
+    add("name", nargs="?", help="a dataset, all (the eleven of Table 1), or a folder of pictures "
+                                "(none: the datasets are listed)")
+    add("--data-root", default="data", help="of the datasets, in CoOp's layout (%(default)s)")
+    add("--shots", type=whole(1), help="images drawn a class (16; of a folder without --tau all)")
+    add("--seed", "--draw-seed", type=SEED, default=1,
+        help="of the few-shot draw and of a split made here (%(default)s)")
+    add("--tau", type=number(1e-9, 1),
+        help="min n_k / max n_k, Sec. 5 (1; a folder without --shots keeps its own counts)")
+    add("--classnames", metavar="FILE",
+        help="a folder's class names, a line `folder<TAB>name` each (the folders' names)")
+    add("--base-novel", action="store_true",
+        help="halve the classes of a folder or an ImageNet variant too")
+    add("--fetch", action="store_true", help="download the pictures where torchvision can")
+    add("--json", action="store_true", help="print one JSON object, for all a list of them")
     return p.parse_args(argv)
 
 

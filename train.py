@@ -79,6 +79,7 @@ def run(args, watch=None):
     dataset = data.with_few_tests(whole, args.test_images, args.draw_seed)
     backbone = args.backbone or usual_backbone(args.dataset)
     clip, weights_sha256 = read_clip(backbone, args.device, args.precision, args.activation)
+    check_words(clip, dataset.classnames)
     settings, items = fill_in(args, dataset, clip, backbone, weights_sha256)            # Sec. 5
     headline(clip, dataset, settings)                           # before any picture is read
     data.check_pictures(dataset, items + dataset.test, decode=False)
@@ -305,7 +306,6 @@ def fill_in(args, dataset, clip, backbone, weights_sha256):
     if dataset.test_only and args.method != "zeroshot":
         raise ValueError(f"{dataset.name} is a test set: train on imagenet, then evaluate.py "
                          f"--task domain-generalization --targets {dataset.name}")
-    check_words(clip, dataset.classnames)
     asked = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     settings = argparse.Namespace(**asked)
     settings.classes = args.classes or ("base" if dataset.base_novel else "all")
