@@ -288,8 +288,8 @@ def in_8_bits(image):
 
 
 def check_pictures(dataset, items, decode=True):
-    """Stop before training, not in its middle: each picture that is missing or unreadable is
-    printed, and ValueError says how many they are.
+    """Stop before training, not in its middle: each picture that can't be read is printed, and one
+    ValueError says how many they are.
 
     decode=False only asks whether the files are there: enough for a published, large test list.
     Otherwise all cores decode them, once for all runs of a process.
@@ -298,29 +298,28 @@ def check_pictures(dataset, items, decode=True):
     if len(gone) > 5:                               # a folder that is partly there
         raise ValueError(f"{dataset.name}: {len(gone)} of {len(names)} pictures are not in "
                          f"{dataset.pictures}, first {gone[0]}: was it unpacked whole?")
-    for name in gone:
-        print(f"warning: {dataset.path(name)}: picture not found")
-    bad = len(gone)
+    faults = [f"{dataset.path(name)}: picture not found" for name in gone]
+    print(*(f"warning: {fault}\n" for fault in faults), sep="", end="")
     if decode and not dataset.embedded:
         paths = [dataset.path(name) for name in sorted(names - {*gone})]
         keys = ((path, dataset.own, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
         with ThreadPool(min(8, os.cpu_count() or 1)) as pool:       # PIL decodes beside Python
-            faults = pool.imap(lambda key: fault_of(*key), keys)
-            bad += sum(tqdm(faults, "checking pictures", len(paths), leave=False, delay=1))
-    if bad:
-        raise ValueError(f"{dataset.name}: {bad} of {len(names)} pictures can't be used: move the "
-                         "files that are named above out of the folder, or mend them")
+            found = pool.imap(lambda key: fault_of(*key), keys)
+            faults += filter(None, tqdm(found, "checking pictures", len(paths), False, delay=1))
+    if faults:
+        raise ValueError(f"{dataset.name}: {len(faults)} of {len(names)} pictures can't be used, "
+                         f"first {faults[0]}; mend or move out all that are named above")
 
 
 @functools.cache
 def fault_of(path, exif, *state):
-    """Whether a picture can't be read, and a line why; decoded once as long as its state stays."""
+    """Why a picture can't be read, printed too, None where it can; decoded once, while its state
+    stays the same."""
     try:
         open_picture(path, exif)
     except (ValueError, FileNotFoundError) as problem:
         print(f"warning: {problem}\n", end="")       # in one go: other threads print too
-        return True
-    return False
+        return str(problem)
 
 
 def missing(dataset, items):
@@ -656,10 +655,11 @@ def with_labels(parts, ids, where):
     label_of = {key: label for label, key in enumerate(ids)}
     source = "the class list" if "trainval" in parts else "train"
     for part, items in parts.items():
-        for name, key in items:
-            if key not in label_of:
-                raise ValueError(f"{where}: {part} has {name} of class {key!r}, none of the "
-                                 f"{len(ids)} classes of {source}")
+        lacking = {key: name for name, key in items[::-1] if key not in label_of}
+        if lacking:
+            raise ValueError(f"{where}: {part} has {[*lacking.values()][-1]} of class "
+                             f"{', '.join(map(repr, sorted(lacking)))}, none of the {len(ids)} "
+                             f"classes of {source}")
     return {part: [(name, label_of[key]) for name, key in items] for part, items in parts.items()}
 
 
@@ -1085,16 +1085,16 @@ def own_dataset(name, classnames, parts, split, folder, notes):
 
 
 def names_from_file(path, ids, notes):
-    """Lines `folder<TAB>name`, or with a space, semicolon or comma; or names alone, in the folders'
-    order, where no other can be meant: 1, 10, 2 may be 1, 2, 10 too."""
+    """Lines `folder<TAB>name`, or with a space, colon, semicolon or comma; or names alone, in the
+    folders' order, where no other can be meant: 1, 10, 2 may be 1, 2, 10 too."""
     lines = [one_spelling(line) for line in read_lines(path)]
-    for mark, around in ((" ", " "), (";", ' "'), (",", ' "'), ("\t", " ")):
+    for mark, around in ((" ", " "), (";", ' "'), (",", ' "'), (":", " "), ("\t", " ")):
         pairs = [line.partition(mark) for line in lines]
         names = {key.strip(around): name.strip(around) for key, _, name in pairs}
         if len(lines) == len(ids) and sorted(names) == sorted(ids):
             return [names[key] for key in ids] if any(names.values()) else ids
     beside = ", ".join(map(" = ".join, zip(ids, lines)))  # noqa: B905
-    first = {re.split("[ ;,\t]", line)[0] for line in lines}
+    first = {re.split("[ ;,:=\t]", line)[0] for line in lines}
     plain = not first & {*ids} and "\t" not in beside and ids == sorted(ids, key=lambda key: re.sub(
         r"\d+", lambda digits: digits[0].zfill(9), unicodedata.normalize("NFD", key).casefold()))
     if plain and len(lines) == len(ids):

@@ -568,12 +568,12 @@ def test_all_unreadable_and_missing_pictures_are_named_in_one_go(tmp_path, monke
     dataset = data.load(write(tmp_path, content))
     (tmp_path / "b/6.jpg").unlink()
     items = dataset.train + dataset.test
-    with pytest.raises(ValueError, match="8 of 20 pictures can't be used: move the files that"):
+    with pytest.raises(ValueError, match="8 of 20 pictures can't be used, first .*b/6.jpg: p"):
         data.check_pictures(dataset, items)
     lines = sorted(capsys.readouterr().out.splitlines())
     named = [line.partition(": ")[2].removeprefix(f"{tmp_path}/")[:8] for line in lines]
     assert named == [*(f"a/{i}.jpg:" for i in range(3, 9)), "b/5.jpg:", "b/6.jpg:"]
-    assert lines[-1].endswith("picture not found") and lines[0][:9] == "warning: "
+    assert lines[0][:9] == "warning: "
     with pytest.raises(ValueError, match="1 of 20 pictures"):
         data.check_pictures(dataset, items, decode=False)
     fine = [item for item in items if item[0] in ("b/7.jpg", "b/8.jpg")]

@@ -181,6 +181,7 @@ def test_names_that_clips_tokens_do_not_tell_apart(names, said, tmp_path):
     ("0 1 10 2", "zero one two ten", None), ("0 1 2", "zero one two", ["zero", "one", "two"]),
     ("0 1 10 2", "10,ten 0,zero 2,two 1,one", ["zero", "one", "ten", "two"]),
     ("0 1 2", '2;"two,_three" 0;zero 1;one', ["zero", "one", "two,_three"]),
+    ("a b", "b:bee a:ant", ["ant", "bee"]), ("a b", "a=ant b=bee", None),
     ("a b", "b|bee a|ant", ["ant", "bee"]), ("B a", "bee ant", None), ("a b", "b a", ["a", "b"]),
     ("a b", "folder,name a,ant b,bee", None), ("a b", "a|ant cow", None)])
 def test_class_names_reach_their_folders_or_are_refused(folders, lines, expected, tmp_path):

@@ -72,7 +72,8 @@ def test_a_folder_that_comes_divided(parts, sizes, note, tmp_path):
 @pytest.mark.parametrize("names, fault", [
     (["a/1.jpg", "a/2.jpg", "empty one/x.txt"], "empty one: class folder without a picture"),
     (["a/1.jpg", "c/1.heic"], "c: class folder without a picture.*convert to JPEG"),
-    (["train/a/1.jpg", "test/a/1.jpg", "test/b/0.jpg"], "test/b/0.jpg of class 'b'"),
+    (["train/a/1.jpg", "test/a/1.jpg", "test/b/0.jpg", "test/c/0.jpg"],
+     "test/b/0.jpg of class 'b', 'c', none of the 1 classes of train"),
     (["train/a/1.jpg", "other/1.jpg"], "train/ without test/"),
     (["a/1.jpg", "a/2.jpg", "b/0.jpg"], "1 classes have one picture only, b/0.jpg"),
     (["1.jpg", "2.jpg", "3.jpg"], "expected one sub-folder for each class, found 3 loose files"),
@@ -243,7 +244,7 @@ def test_a_run_says_what_it_is_before_it_reads_photos_and_names_all_that_are_bad
     words = [*COOP, "--dataset", folder, "--backbone", archive]
     for grid, times in (([], 1), (["--seed", 1, 2], 0)):            # they are known already
         code, out, err = call(train.main, *words, *grid)
-        assert (code, err.count("7 of 55 pictures can't be used: move the files")) == (
+        assert (code, err.count("7 of 55 pictures can't be used, first")) == (
             (2, 1) if not grid else (1, 2))
         lines = [out.count(f"bee_{i}.png: not a readable picture") for i in range(1, 8)]
         assert lines == [times] * 7

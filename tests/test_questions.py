@@ -54,7 +54,8 @@ def test_every_command_of_the_page_runs_and_it_stays_one_page(walked):
     assert len(PAGE.split()) <= 900 and {command.split()[0] for command in said} == {*SCRIPTS}
     grid, next_year = (next(out for command, out in said.items() if option in command)
                        for option in ("--npt off on", "--photos next_year"))
-    assert "NPT minus none, paired by seed" in grid and "natural: mean over classes  " in grid
+    assert "NPT minus none, paired by seed" in grid
+    assert "natural-draw_seed1: mean over classes  " in grid
     assert "split: all 15 pictures of the folder" in next_year and ", 15 test images)" in next_year
     assert len(read(root / RUN / "evaluation/all-of-next_year/predictions.csv")) == 15
     second, = [float(row["seconds"]) for row in read(ROOT / "assets/speed.csv")

@@ -375,8 +375,8 @@ def test_what_does_not_matter_makes_no_second_run():
     planned = plan("--method", "zeroshot", "coop", "--npt", "off", "on", "--tau", 1, 0.05,
                    "--w1", 0.3, 1, "--lr", 0.1)
     kinds = sorted(run.name.removeprefix("world-") for run in planned)
-    assert kinds == sorted(["zeroshot-seed1", "coop-tau1-seed1", "coop-tau0.05-seed1", *(
-        f"coop-npt-tau{tau}-seed1-w1{w1}" for tau in ("1", "0.05") for w1 in ("0.3", "1"))])
+    assert kinds == sorted(["zeroshot-seed1", *(f"coop-tau{t}-seed1-lr0.1" for t in (1, .05)), *(
+        f"coop-npt-tau{tau}-seed1-w1{w1}-lr0.1" for tau in ("1", "0.05") for w1 in ("0.3", "1"))])
     with pytest.raises(ValueError, match="add --npt"):
         plan("--npt", "off", "--w1", 1, 2)
 
@@ -405,7 +405,8 @@ def test_a_grid_skips_what_is_finished_leaves_what_others_do_and_names_what_fail
     after = files(Path("g"))
     assert all(after[name] == value for name, value in before.items() if "seed1" in name)
     found = [json.loads(path.read_text()) for path in sorted(Path("g").glob("*/result.json"))]
-    name, seeds, *means = next(line for line in printed.splitlines() if "natural " in line).split()
+    lines = printed.splitlines()
+    name, seeds, *means = next(line for line in lines if f"natural{NAMED} " in line).split()
     assert (name, seeds, len(means)) == (f"pets-coop-natural{NAMED}", "3", 2)
     zeroshot = next(line for line in printed.splitlines() if line.startswith("zero-shot, pets"))
     for mean, plain, column in zip(means, zeroshot.split()[-2:], ("all", "mean_recall"),
