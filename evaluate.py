@@ -515,6 +515,11 @@ def transfer(learner, label, targets, data_root, kept=None):
     datasets = {target: data.load(target, data_root) for target in targets}     # before any work
     results = {}
     for target, dataset in datasets.items():
+        print(f"{label} on {dataset.name}, split: {dataset.split}")
+        dataset.show_notes()
+        if dataset.own:
+            print("note      the split's test part alone is tested; assets/report.py RUN --photos "
+                  "FOLDER tests all")
         data.check_pictures(dataset, dataset.test, decode=False)
         labels, frozen = list(range(len(dataset.classnames))), FrozenFeatures(dataset, kept)
         results[target] = evaluate_classes(learner, dataset, labels, frozen)[0]
@@ -587,8 +592,7 @@ def run(args):
     if args.task == "base-to-novel":
         dataset = load_dataset(args.run, settings, args.data_root)
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
-        for note in dataset.notes:
-            print(f"note      {note}")
+        dataset.show_notes()
         parts = tested_classes(dataset, settings, args.classes)
         out.mkdir(parents=True, exist_ok=True)          # before any work is done in vain
         results = base_to_novel(learner, dataset, parts, FrozenFeatures(dataset, kept))

@@ -53,6 +53,9 @@ def eurosat(root, split=False, n=20):
     return folder
 
 
+NAMED = "-n_ctx2-epochs1-backbonesmall"             # in a run's name what command() asks for
+
+
 def command(place, archive, method="coop", **counts):
     """A command of a moment, without --out, and its folder of pictures, pets/."""
     pictures = write_classes(place / "pets", counts or {"cat": 8, "dog": 8})

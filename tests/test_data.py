@@ -32,11 +32,14 @@ JPEG = encoded(RED, "JPEG")
 
 
 def write(root, content):
-    """{relative path: text, bytes or None for a picture} -> files; answers the folder."""
+    """{relative path: text, bytes or None for a picture} -> files; answers the folder.
+
+    Behind a picture its name is written, so that no two have the same bytes.
+    """
     for name, what in content.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        what = JPEG if what is None else what
+        what = JPEG + os.fsencode(name) if what is None else what
         path.write_bytes(what.encode() if isinstance(what, str) else what)
     return root
 
@@ -555,23 +558,34 @@ def test_every_kind_of_picture_opens_in_rgb(file, tmp_path):
         assert np.abs(np.subtract(image.getpixel((0, 0)), colour)).max() <= 6
 
 
-def test_unreadable_and_missing_pictures_come_in_one_error(tmp_path, monkeypatch):
+def test_all_unreadable_and_missing_pictures_are_named_in_one_go(tmp_path, monkeypatch, capsys):
     content = pictures_in({"a": 10, "b": 10}) | {
-        "a/3.jpg": "not a picture", "a/4.jpg": b"", "b/5.jpg": JPEG[:len(JPEG) // 2]}
+        "a/3.jpg": "not a picture", "a/4.jpg": b"", "b/5.jpg": JPEG[:len(JPEG) // 2],
+        **{f"a/{i}.jpg": f"no picture {i}" for i in (5, 6, 7, 8)}}
     dataset = data.load(write(tmp_path, content))
     (tmp_path / "b/6.jpg").unlink()
     items = dataset.train + dataset.test
-    with pytest.raises(ValueError, match="4 of 20 pictures") as caught:
+    with pytest.raises(ValueError, match="8 of 20 pictures can't be used, first .*b/6.jpg: p"):
         data.check_pictures(dataset, items)
-    assert all(name in str(caught.value)
-               for name in ("a/3.jpg", "a/4.jpg", "b/5.jpg", "b/6.jpg: picture not found"))
+    lines = sorted(capsys.readouterr().out.splitlines())
+    named = [line.partition(": ")[2].removeprefix(f"{tmp_path}/")[:8] for line in lines]
+    assert named == [*(f"a/{i}.jpg:" for i in range(3, 9)), "b/5.jpg:", "b/6.jpg:"]
+    assert lines[0][:9] == "warning: "
     with pytest.raises(ValueError, match="1 of 20 pictures"):
         data.check_pictures(dataset, items, decode=False)
-    data.check_pictures(dataset, [item for item in items if item[0] == "b/7.jpg"])
+    fine = [item for item in items if item[0] in ("b/7.jpg", "b/8.jpg")]
+    data.check_pictures(dataset, fine)
+    opened, real = [], data.open_picture
+    monkeypatch.setattr(data, "open_picture",
+                        lambda path, exif: opened.append(path) or real(path, exif))
+    data.check_pictures(dataset, fine)                      # known to be readable,
+    (tmp_path / "b/8.jpg").write_bytes(JPEG + b"changed")
+    data.check_pictures(dataset, fine)                      # but a changed one
+    assert [path.name for path in opened] == ["8.jpg"]
     with pytest.raises(ValueError, match="a/3.jpg: not a readable picture.*HEIC.*convert it to J"):
         dataset.open("a/3.jpg")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(ValueError, match="b/7.jpg.*pixels"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises(ValueError, match="b/7.jpg.*96 pixels.*at most 80 pixels"):
         dataset.open("b/7.jpg")
 
 
@@ -781,6 +795,6 @@ def test_a_folder_that_is_partly_there_says_how_much(tmp_path):
     write(tmp_path, dict.fromkeys(names[:3]))
     items = [(name, 0) for name in names]
     dataset = data.Dataset("dtd", ["a"], "{}", items[:6], [], items[6:], "", True, tmp_path)
-    message = f"dtd: 3 of 10 pictures are in {tmp_path}, first that is not a/3.jpg"
+    message = f"dtd: 7 of 10 pictures are not in {tmp_path}, first a/3.jpg: was it unpacked whole?"
     with pytest.raises(ValueError, match=re.escape(message)):
         data.check_pictures(dataset, items, decode=False)

@@ -37,7 +37,7 @@ def test_a_console_without_some_letters_in_a_folder_with_accents(tmp_path, archi
     assert r"[u_1] [u_2] of a \u65e5\u672c neko." in out
     assert sorted(p.name for p in here.iterdir()) == ["Fotos ä", "runs"]
     run, = (p for p in (here / "runs").iterdir() if p.name != "features")
-    assert run.name == "Fotos ä-maple-tau1-seed1"
+    assert run.name == "Fotos ä-maple-tau1-seed1-shots2-epochs1-backbonesmall"
     assert any(words.endswith(" of a 日本 neko.") for words in told(run / "run.json")["prompts"])
     assert untouched() == before
 

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from small_runs import call, command, done, files, picture, read, refused, told, write_classes
+from small_runs import (
+    NAMED,
+    call,
+    command,
+    done,
+    files,
+    picture,
+    read,
+    refused,
+    told,
+    write_classes,
+)
 
 import clip_model
 import data
@@ -252,10 +263,10 @@ def test_a_folder_that_another_process_works_in(at, archive):
     with FileLock("run/.lock"):
         assert "run: another process works on this run" in refused(*words, "--out", "run")
     done(*words, "--out", "run")                    # the owner is gone
-    Path("runs/pets-coop-natural-seed1").mkdir(parents=True)
-    with FileLock("runs/pets-coop-natural-seed1/.lock"):
+    Path(f"runs/pets-coop-natural-seed1{NAMED}").mkdir(parents=True)
+    with FileLock(f"runs/pets-coop-natural-seed1{NAMED}/.lock"):
         done(*words)                                # by default the next number is taken
-    assert Path("runs/pets-coop-natural-seed1-2/result.json").is_file()
+    assert Path(f"runs/pets-coop-natural-seed1{NAMED}-2/result.json").is_file()
     shutil.rmtree("runs")
     Path("runs").write_text("mine")                 # a place that can't be is not numbered
     assert "give another --out" in refused(*words)
@@ -336,8 +347,8 @@ def test_what_does_not_matter_makes_no_second_run():
     """Zero-shot CLIP has no tau, prompts without NPT no weights."""
     planned = plan("--method zeroshot coop --npt off on --tau 1 0.05 --w1 0.3 1 --lr 0.1")
     kinds = sorted(run.name.removeprefix("world-") for run in planned)
-    assert kinds == sorted(["zeroshot-seed1", "coop-tau1-seed1", "coop-tau0.05-seed1", *(
-        f"coop-npt-tau{tau}-seed1-w1{w1}" for tau in ("1", "0.05") for w1 in ("0.3", "1"))])
+    assert kinds == sorted(["zeroshot-seed1", *(f"coop-tau{t}-seed1-lr0.1" for t in (1, .05)), *(
+        f"coop-npt-tau{tau}-seed1-w1{w1}-lr0.1" for tau in ("1", "0.05") for w1 in ("0.3", "1"))])
     with pytest.raises(ValueError, match="add --npt"):
         plan("--npt off --w1 1 2")
 
@@ -354,11 +365,12 @@ def test_a_grid_skips_what_is_finished_leaves_what_others_do_and_names_what_fail
             raise ValueError("l_clip became nan")
         return real(learner, dataset, items, settings, *more)
     monkeypatch.setattr(train, "train", failing)
-    Path("g/pets-coop-natural-seed3").mkdir(parents=True)
-    with FileLock("g/pets-coop-natural-seed3/.lock"):
+    Path(f"g/pets-coop-natural-seed3{NAMED}").mkdir(parents=True)
+    with FileLock(f"g/pets-coop-natural-seed3{NAMED}/.lock"):
         code, out, err = call(train.main, *grid)
     assert code == 1 and "1 of 3 runs are finished in g; another process works on 1" in out
-    assert "failed: pets-coop-natural-seed2: l_clip became nan" in err and "Traceback" not in err
+    assert f"failed: pets-coop-natural-seed2{NAMED}: l_clip became nan" in err
+    assert "Traceback" not in err
     before = files("g")
     printed = done(*grid)
     assert "3 of 3 runs are finished in g" in printed
@@ -367,15 +379,15 @@ def test_a_grid_skips_what_is_finished_leaves_what_others_do_and_names_what_fail
     assert all(after[name] == value for name, value in before.items() if "seed1" in name)
     found = [told(path) for path in sorted(Path("g").glob("*/result.json"))]
     lines = {line.split("  ")[0]: line.split() for line in printed.splitlines()}
-    assert lines["pets-coop-natural"][1] == "3"                     # seeds
-    for tuned, plain, column in zip(lines["pets-coop-natural"][2:], lines["zero-shot, pets"][-2:],
-                                    ("all", "mean_recall"), strict=True):
+    assert lines[f"pets-coop-natural{NAMED}"][1] == "3"                     # seeds
+    means = lines[f"pets-coop-natural{NAMED}"][2:], lines["zero-shot, pets"][-2:]
+    for tuned, plain, column in zip(*means, ("all", "mean_recall"), strict=True):
         assert float(tuned) == pytest.approx(sum(one[column] for one in found) / 3, abs=.005)
         mean = sum(one["zeroshot"][column] for one in found) / 3
         assert float(plain) == pytest.approx(mean, abs=.005)
     assert "3 of 3 runs" in done(*grid) and files("g") == after and len(trained) == 4
     done(*words, "--seed", 2, "--out", "one")                       # the run by itself
-    assert run_files("one") == run_files("g/pets-coop-natural-seed2")
+    assert run_files("one") == run_files(f"g/pets-coop-natural-seed2{NAMED}")
 
 
 def test_a_grid_that_cannot_be_does_no_work(at):
