@@ -60,7 +60,7 @@ class Attention(nn.Module):
     def forward(self, x, mask=None, read=slice(None)):
         """x (B, T, w) -> the same for the positions `read` only.
 
-        mask (T, T): True where the row may look at the column
+        mask (T, T): what is added to q k^T / 8: 0 where the row may look at the column, else -inf
         """
         w = x.shape[-1]
         q = F.linear(x[:, read], self.in_proj_weight[:w], self.in_proj_bias[:w])
@@ -100,12 +100,15 @@ class Transformer(nn.Module):
     def forward(self, x, mask=None, *, read=slice(None), deep_prompts=(), slots=None):
         """x (B, T, w) -> (B, number of read positions, w).
 
+        mask           (T, T): True where the row may look at the column; None: everywhere
         deep_prompts   tensors (b, w); the i-th replaces what stands at the positions `slots`
                        before layer i + 1. From MaPLe: prompts of depth J enter the first J layers
         read           positions whose output is wanted. Only the last layer can use it: there the
                        other positions feed keys and values but nobody reads their result, so their
                        query and MLP are left out. Exact.
         """
+        if mask is not None:            # as the numbers that are added, once for all layers
+            mask = x.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         for i, block in enumerate(self.resblocks):
             if 0 < i <= len(deep_prompts):
                 prompt = deep_prompts[i - 1].to(x.dtype).expand(len(x), -1, -1)         # (B, b, w)
@@ -144,7 +147,7 @@ class VisionTransformer(nn.Module):
         slots = None
         if visual_prompts:
             v = visual_prompts[0].to(x.dtype)
-            slots = torch.arange(len(v), device=x.device) + x.shape[1]
+            slots = torch.arange(x.shape[1], x.shape[1] + len(v), device=x.device)
             x = torch.cat([x, v.expand(len(x), -1, -1)], dim=1)                 # (B, 1 + N + b, w)
         x = self.transformer(self.ln_pre(x), read=slice(0, 1),
                              deep_prompts=visual_prompts[1:], slots=slots)              # (B, 1, w)
@@ -249,7 +252,11 @@ def build(state_dict):
     """
     try:
         state = openai_names(state_dict)
-        fill_vocabulary(state)
+        if "token_embedding.words" in state:    # assets/tiny_clip.pt has vectors for these ids only
+            words, vectors = state.pop("token_embedding.words"), state["token_embedding.weight"]
+            check_weight("token_embedding.weight", vectors)
+            state["token_embedding.weight"] = vectors.new_zeros(
+                VOCABULARY, vectors.shape[1]).index_copy(0, words, vectors)
         with torch.device("meta"):              # no memory yet: the given tensors become parameters
             clip = CLIP(**sizes_of(state))
         for name, _ in clip.named_parameters():
@@ -266,7 +273,10 @@ def build(state_dict):
 
 
 def openai_names(state):
-    """A CLIP's tensors by OpenAI's names, without what stands before them ("module.", say)."""
+    """A CLIP's tensors by OpenAI's names, without what stands before them ("module.", say).
+
+    Of transformers' layout q, k, v are stacked and projections transposed.
+    """
     for pattern, what in OTHERS.items():
         if any(regex.search(pattern, name) for name in state):
             raise ValueError(f"these are {what}; this companion covers the ViT models")
@@ -277,11 +287,8 @@ def openai_names(state):
     prefix, = prefixes
     state = {name.removeprefix(prefix): tensor for name, tensor in state.items()
              if name.startswith(prefix) and not name.endswith(INTEGERS)}
-    return from_transformers(state) if FIRST[1] in state else state
-
-
-def from_transformers(state):
-    """transformers' names and layout -> OpenAI's: q, k, v stacked, projections transposed."""
+    if FIRST[1] not in state:
+        return state
     found = {functools.reduce(lambda text, pair: text.replace(*pair), TRANSFORMERS, name): tensor
              for name, tensor in state.items()}
     for name in [name for name in found if ".q_proj." in name]:
@@ -292,23 +299,8 @@ def from_transformers(state):
     return found
 
 
-def fill_vocabulary(state):
-    """assets/tiny_clip.pt has vectors for the ids `words` only: the others become zeros."""
-    words = state.pop("token_embedding.words", None)
-    if words is not None:
-        vectors = state["token_embedding.weight"]
-        check_weight("token_embedding.weight", vectors)
-        table = vectors.new_zeros(VOCABULARY, vectors.shape[1])
-        state["token_embedding.weight"] = table.index_copy(0, words, vectors)
-
-
 def sizes_of(state):
     """Arguments of CLIP from the shapes of its tensors."""
-    for name, rows in (("positional_embedding", CONTEXT_LENGTH),
-                       ("token_embedding.weight", VOCABULARY)):         # the tokenizer's
-        if len(state[name]) != rows:
-            raise ValueError(f"{name} must have {rows} rows, got {len(state[name])}")
-
     def layers(tower):
         start = tower + "transformer.resblocks."
         return len({name[len(start):].split(".")[0] for name in state if name.startswith(start)})
@@ -329,16 +321,15 @@ def sizes_of(state):
 def check_weight(name, tensor):
     """ValueError where a tensor holds what no weight can be. Of the meta device only its kind."""
     check_dense(name, tensor)
-    if tensor.is_meta or not tensor.numel():
+    if tensor.is_meta:
         return
     low, high = -MAX_WEIGHT, MAX_WEIGHT
     if name == "logit_scale":
         low, high = 0, math.log(MAX_SCALE)
-    least, most = tensor.aminmax()
-    if not (low <= least and most <= high):     # nan fails any comparison, and aminmax hands it on
-        wrong = tensor[~((low <= tensor) & (tensor <= high))][0].item()
-        raise ValueError(f"{name} holds {wrong:g}, expected numbers from {low:g} to {high:g}: "
-                         "is it damaged?")
+    wrong = tensor[~((low <= tensor) & (tensor <= high))]       # nan fails any comparison
+    if len(wrong):
+        raise ValueError(f"{name} holds {wrong[0].item():g}, expected numbers from {low:g} to "
+                         f"{high:g}: is it damaged?")
 
 
 def check_dense(name, tensor):
@@ -362,8 +353,7 @@ def pick_device(name):
     if not present[name]:
         raise ValueError(f"--device {name}: this machine has none; use auto or cpu")
     if name == "cuda":
-        rank = int(os.environ.get("LOCAL_RANK", 0))
-        return torch.device("cuda", rank % torch.cuda.device_count())
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     return torch.device(name)
 
 
@@ -427,6 +417,8 @@ ADDRESSES = (   # asked in turn; the numbers are columns of MODELS, hub is HF_EN
     "{hub}/timm/{3}/resolve/{4}/open_clip_model.safetensors")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 SAFE_TYPES = {"F16": torch.half, "BF16": torch.bfloat16, "F32": torch.float, "I64": torch.long}
+STORAGES = {("torch", f"{dtype}Storage"): getattr(torch, dtype.lower())
+            for dtype in ("Half", "BFloat16", "Float", "Double", "Int", "Long")}
 say = functools.cache(functools.partial(print, flush=True))             # once a process
 
 
@@ -438,7 +430,7 @@ def find(name_or_path):
                          + ", ".join(MODELS))
     if name in MODELS:
         return find_model(name)
-    path = ASSETS / "tiny_clip.pt" if name == "tiny" else Path(name)
+    path = {"tiny": ASSETS / "tiny_clip.pt"}.get(name, Path(name))
     if not path.is_file():
         raise FileNotFoundError(f"no CLIP model or file {name!r}: give one of {', '.join(MODELS)}, "
                                 "tiny, or the path of a weights file")
@@ -496,7 +488,7 @@ def append(url, part):
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise OSError("HF_HUB_OFFLINE is set")
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, open(part, "ab") as out:
         if have and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise OSError(f"does not go on behind {have} bytes; delete {part} to begin anew")
@@ -509,8 +501,9 @@ def append(url, part):
 
 def fingerprint(name_or_path):
     """SHA-256 of a weights file; for every known file of a model that of OpenAI's."""
-    name = str(name_or_path)
-    sha256 = MODELS[name][0] if name in MODELS else file_sha256(find(name))
+    if name_or_path in MODELS:
+        return MODELS[name_or_path][0]
+    sha256 = file_sha256(find(name_or_path))
     return next((row[0] for row in MODELS.values() if sha256 in row), sha256)
 
 
@@ -518,12 +511,15 @@ def read_state_dict(path):
     """Names and tensors of OpenAI's archive, of what torch.save wrote of a state dict, perhaps in
     a wrapper, or of a safetensors file; no code in it is run."""
     try:
+        read = read_tensors
         with open(path, "rb") as file:
-            safe = file.read(9)[8:] == b"{"     # behind the length of the header
+            if file.read(9)[8:] == b"{":        # behind the length of the header
+                read = read_safetensors
         # both kinds of torch's are zip archives by now; only TorchScript's has this member
-        names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
-        read = read_archive if any(n.endswith("/constants.pkl") for n in names) else read_tensors
-        state = (read_safetensors if safe else read)(path)
+        if zipfile.is_zipfile(path) and any(
+                name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+            read = read_archive
+        state = read(path)
     except Exception as error:                  # a damaged file raises any of half a dozen types
         if isinstance(error, OSError | MemoryError) and getattr(error, "errno", 0) != errno.EINVAL:
             raise                               # no fault of the file
@@ -532,9 +528,9 @@ def read_state_dict(path):
                              "save the state_dict() of the PyTorch model and give that") from error
         raise ValueError("not a weights file, or a truncated one; expected OpenAI's archive, a "
                          "state dict or safetensors; download it again") from error
-    for _ in WRAPPERS:                          # one in another, but not for ever
-        names = [name for name in WRAPPERS if isinstance(state, dict) and name in state]
-        state = state[names[0]] if names else state
+    for name in WRAPPERS * 3:                   # one in another, but not for ever
+        if isinstance(state, dict) and name in state:
+            state = state[name]
     if not (isinstance(state, dict) and all(
             isinstance(name, str) and torch.is_tensor(tensor) and not tensor.is_meta
             for name, tensor in state.items())):
@@ -589,12 +585,14 @@ def read_archive(path):
     tensors, modules, seen = {}, [("", unpickler.load())], set()
     while modules:
         prefix, module = modules.pop()
-        for name, value in module.items() if id(module) not in seen else ():
+        if id(module) in seen:                  # it may be inside itself
+            continue
+        seen.add(id(module))
+        for name, value in module.items():
             if torch.is_tensor(value):
                 tensors[prefix + name] = value
             elif isinstance(value, StandIn):
                 modules.append((prefix + name + ".", value))
-        seen.add(id(module))                    # it may be inside itself
     return tensors
 
 
@@ -621,9 +619,7 @@ class ArchiveUnpickler(pickle._Unpickler):
     def find_class(self, module, name):
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return self.tensor
-        storage = module == "torch" and name.endswith("Storage")                # HalfStorage
-        dtype = storage and getattr(torch, name.removesuffix("Storage").lower(), None)
-        return dtype if isinstance(dtype, torch.dtype) else StandIn
+        return STORAGES.get((module, name), StandIn)
 
     def persistent_load(self, storage):
         _, dtype, key, *_ = storage
@@ -733,9 +729,7 @@ class Tokenizer:
 LONGEST_TEXT = 32 * CONTEXT_LENGTH              # no token stands for more than 32 bytes
 
 
-@functools.cache                                # once a process: reading 48,894 merges takes time
-def tokenizer():
-    return Tokenizer()
+tokenizer = functools.cache(Tokenizer)          # once a process: reading 48,894 merges takes time
 
 
 def prompt_ids(text):
@@ -752,7 +746,8 @@ def prompt_ids(text):
 
 def tokenize(texts):
     """Text or list of N texts -> LongTensor (N, 77): start token, ids, end token, zeros."""
-    texts = [texts] if isinstance(texts, str) else texts
+    if isinstance(texts, str):
+        texts = [texts]
     rows = torch.zeros(len(texts), CONTEXT_LENGTH, dtype=torch.long)
     for row, text in zip(rows, texts, strict=True):
         ids = prompt_ids(text)
@@ -778,10 +773,9 @@ def attend(q, k, v, mask=None):
     """
     if q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask)
-    hidden = q.new_zeros(1)
-    if mask is not None:
-        hidden = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-    scores = torch.baddbmm(hidden, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / 8)
+    if mask is None:
+        mask = q.new_zeros(1)
+    scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=1 / 8)
     return (scores.softmax(dim=-1) @ v.flatten(0, 1)).view(q.shape)
 
 

@@ -1,7 +1,7 @@
 """Datasets: the 15 of the paper as rows of one table, the embedded world, a folder of one's own.
 
     python data.py                                      # the names, and how each is obtained
-    python data.py eurosat --data-root data             # what a run would see; opens no picture
+    python data.py eurosat --data-root data             # what a run would see, decoding nothing
     python data.py path/to/my/folder --shots 8 --json
 
 The way of every dataset: a row of ROWS says where it lies and what differs; a reader lists pictures
@@ -28,6 +28,7 @@ import hashlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -41,6 +42,7 @@ import warnings
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 
 if __name__ == "__main__":
@@ -51,6 +53,7 @@ import torchvision
 from PIL import Image, ImageOps
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
+from tqdm import tqdm
 
 import clip_model
 from assets import world  # a drawn dataset is data: nothing else of assets/ is imported
@@ -64,7 +67,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # open_pictu
 HEIC = (".heic", ".heif")               # an iPhone's: PIL reads them with a plug-in only
 OF_A_RUN = ("result.json", "run.json", "split.json", "drawn.csv", "log.csv", "history.csv",
             "prompts.pt", "state.pt")           # what train.py leaves in a run's folder
-SHARED = 500 << 20                      # bytes of shared memory that four workers may need
+SHARED = 32 << 20                       # bytes of shared memory that a worker may need
 OURS = ("runs", "features", "evaluation", "__MACOSX")
 PART = re.compile("(train|val|test)(ing|id|idation)?", re.IGNORECASE)
 NOT_UTF8 = re.compile("[\ud800-\udfff]")        # how Python shows the bytes of such a file name
@@ -92,6 +95,10 @@ class Dataset:
     def embedded(self):
         """True where the pictures are held in memory, as the little world's are."""
         return isinstance(self.pictures, dict)
+
+    def show_notes(self):
+        for note in self.notes:
+            print(f"note      {note}")
 
     @property
     def test_only(self):
@@ -253,7 +260,7 @@ def open_picture(path, exif):
             raise ValueError(f"{size} bytes; 1 to {2 ** 29} in a plain file are read")
         with Image.open(path, formats=FORMATS) as image:        # refuses 179 million pixels
             w, h = image.size                                   # a strip, resized, fills the memory
-            if max(w, h) > 1000 * min(w, h) or exif and w * h > Image.MAX_IMAGE_PIXELS:
+            if max(w, h) > 1000 * min(w, h):
                 raise ValueError(f"{w} x {h} pixels: shrink it")
             if exif:
                 image.draft(None, (4 * 336, 4 * 336))           # the largest CLIP sees 336
@@ -267,7 +274,8 @@ def open_picture(path, exif):
         raise FileNotFoundError(f"{path}: picture not found") from None
     except Exception as problem:                    # PIL raises many kinds, struct.error among them
         raise ValueError(f"{path}: not a readable picture ({problem}); expected JPEG or PNG (HEIC "
-                         "under any name: convert it to JPEG)") from None
+                         "under any name: convert it to JPEG) of at most "
+                         f"{2 * Image.MAX_IMAGE_PIXELS:,} pixels") from None
 
 
 def in_8_bits(image):
@@ -280,25 +288,38 @@ def in_8_bits(image):
 
 
 def check_pictures(dataset, items, decode=True):
-    """Stop before training, not in its middle: all that is missing or unreadable in one ValueError.
+    """Stop before training, not in its middle: each picture that can't be read is printed, and one
+    ValueError says how many they are.
 
     decode=False only asks whether the files are there: enough for a published, large test list.
+    Otherwise all cores decode them, once for all runs of a process.
     """
-    problems, gone = [], missing(dataset, items)
+    names, gone = {name for name, _ in items}, missing(dataset, items)
     if len(gone) > 5:                               # a folder that is partly there
-        everything = {name for name, _ in dataset.train + dataset.val + dataset.test}
-        there = len(everything) - len(missing(dataset, [(name, None) for name in everything]))
-        raise ValueError(f"{dataset.name}: {there} of {len(everything)} pictures are in "
-                         f"{dataset.pictures}, first that is not {gone[0]}: was it unpacked whole?")
-    for name in dict.fromkeys(name for name, _ in items) if decode else gone:
-        try:
-            dataset.open(name)
-        except (ValueError, FileNotFoundError) as problem:
-            problems.append(str(problem))
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{dataset.name}: {len(problems)} of {len(items)} pictures can't be used: "
-                         f"{'; '.join(problems[:5])}{more}")
+        raise ValueError(f"{dataset.name}: {len(gone)} of {len(names)} pictures are not in "
+                         f"{dataset.pictures}, first {gone[0]}: was it unpacked whole?")
+    faults = [f"{dataset.path(name)}: picture not found" for name in gone]
+    print(*(f"warning: {fault}\n" for fault in faults), sep="", end="")
+    if decode and not dataset.embedded:
+        paths = [dataset.path(name) for name in sorted(names - {*gone})]
+        keys = ((path, dataset.own, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+        with ThreadPool(min(8, os.cpu_count() or 1)) as pool:       # PIL decodes beside Python
+            found = pool.imap(lambda key: fault_of(*key), keys)
+            faults += filter(None, tqdm(found, "checking pictures", len(paths), False, delay=1))
+    if faults:
+        raise ValueError(f"{dataset.name}: {len(faults)} of {len(names)} pictures can't be used, "
+                         f"first {faults[0]}; mend or move out all that are named above")
+
+
+@functools.cache
+def fault_of(path, exif, *state):
+    """Why a picture can't be read, printed too, None where it can; decoded once, while its state
+    stays the same."""
+    try:
+        open_picture(path, exif)
+    except (ValueError, FileNotFoundError) as problem:
+        print(f"warning: {problem}\n", end="")       # in one go: other threads print too
+        return str(problem)
 
 
 def missing(dataset, items):
@@ -351,14 +372,15 @@ class TrainingPictures(Pictures):
 
 
 def batches(dataset, items, resolution, device, batch_size=100):
-    """DataLoader over (images (B, 3, res, res), labels (B,)) in order, test transform.
+    """Batches over the test views of items in order; device: a torch.device or its name.
 
-    device is where the images will go, a torch.device or its name. ValueError without any item.
+    ValueError without any item.
     """
     if not items:
         raise ValueError(f"{dataset.name}: none of the classes to evaluate has a test picture")
     view = transform(resolution, train=False)
-    return loader(Pictures(dataset, items, view), device, batch_size=batch_size)
+    plan = [range(len(items))[n:n + batch_size] for n in range(0, len(items), batch_size)]
+    return Batches(Pictures(dataset, items, in_bytes(view)), plan, device)
 
 
 def steps(num_items, batch_size):
@@ -367,7 +389,7 @@ def steps(num_items, batch_size):
 
 
 def training_batches(dataset, items, resolution, device, batch_size, epochs, seed, start=0):
-    """DataLoader over the batches of a whole training, from step `start` on: images, labels.
+    """Batches of a whole training, from step `start` on.
 
     The order of an epoch comes from seed and epoch, the crop and flip of an image from seed, epoch
     and its place in the list: nothing depends on the number of workers or on what came before, so
@@ -381,7 +403,7 @@ def training_batches(dataset, items, resolution, device, batch_size, epochs, see
         for step in range(steps(len(items), batch_size)):
             chosen = order[step * batch_size:(step + 1) * batch_size]
             plan.append([(epoch, i) for i in chosen])
-    return loader(TrainingPictures(dataset, items, view, seed), device, batch_sampler=plan[start:])
+    return Batches(TrainingPictures(dataset, items, in_bytes(view), seed), plan[start:], device)
 
 
 def mixed_seed(*numbers):
@@ -389,26 +411,50 @@ def mixed_seed(*numbers):
     return zlib.crc32(" ".join(map(str, numbers)).encode())
 
 
-def loader(images, device, **options):
-    """With workers where decoding costs something: never for the embedded pictures."""
-    gpu = torch.device(device).type == "cuda"
-    workers = 0
-    if not images.dataset.embedded and (gpu or len(images) > 100):      # a GPU must not wait
-        workers = min(4, os.cpu_count() or 1) * enough_shared_memory()
-    return torch.utils.data.DataLoader(images, num_workers=workers, pin_memory=gpu,
-                                       persistent_workers=workers > 0, **options)
+def in_bytes(view):
+    """A transform without its last two steps, which Batches takes on the device."""
+    return transforms.Compose([*view.transforms[:-2], transforms.PILToTensor()])
 
 
-def enough_shared_memory(folder="/dev/shm"):
-    """Whether workers can hand over their pictures. A Docker container has 64 MB for that, or none:
-    there the pictures are decoded by the process itself."""
+class Batches:
+    """(images (B, 3, res, res) float32, labels (B,)) on a device, for the lists of indices of a
+    plan. Pictures come as bytes, a quarter of the numbers, by as many workers as there are cores;
+    by none where decoding costs nothing: of the embedded pictures."""
+
+    def __init__(self, pictures, plan, device):
+        self.device, gpu, workers = torch.device(device), torch.device(device).type == "cuda", 0
+        if not pictures.dataset.embedded and (gpu or len(pictures) > 100):  # a GPU must not wait
+            workers = min(len(plan), cores(), room_for_workers())
+        self.loader = torch.utils.data.DataLoader(
+            pictures, batch_sampler=plan, num_workers=workers, pin_memory=gpu)
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        normalize = transforms.Normalize(CLIP_MEAN, CLIP_STD)
+        for images, labels in self.loader:
+            images = images.to(self.device, non_blocking=True).float().div(255)
+            yield normalize(images), labels.to(self.device, non_blocking=True)
+
+
+def cores():
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):            # Linux; a container may be given a few
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def room_for_workers(folder="/dev/shm"):
+    """How many workers can hand over their pictures. A Docker container has 64 MB for that, or
+    none: there the process decodes them itself."""
     if not sys.platform.startswith("linux"):
-        return True
+        return 16
     free = shutil.disk_usage(folder).free if os.path.isdir(folder) else 0
     if free < SHARED:
         print(f"note      {free >> 20} MB of shared memory in {folder}: one process decodes the "
               "pictures; docker run --shm-size=1g gives more")
-    return free >= SHARED
+    return free // SHARED
 
 
 # Files, for all scripts --------------------------------------------------------------------
@@ -512,6 +558,7 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     FileNotFoundError says what to get and where to put it, ValueError what is wrong with it.
     """
     name, folder = str(name), Path(name).expanduser()
+    refuse_workers()
     if name in NAMES and classnames:
         raise ValueError(f"class names from a file are for a folder of one's own; {name} has its "
                          "own names")
@@ -531,6 +578,14 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     hint = f"; did you mean {close[0]}?" if close else ""
     raise ValueError(f"unknown dataset {name!r}{hint}; expected a folder or one of "
                      f"{', '.join(NAMES)}")
+
+
+def refuse_workers():
+    """End a loader's process that runs an unguarded script again, before it waits for its parent's
+    locks. Where processes are spawned (Windows, macOS), each begins with the script's lines."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit("error: put the lines of your script into a function, and its call under `if "
+                 "__name__ == \"__main__\":`; the processes that read pictures ran them again")
 
 
 def checked(dataset):
@@ -585,7 +640,7 @@ def load_row(name, root, seed, fetch):
         split, is_official = "the lists and folders as published", True
         if parts is not found:
             split, is_official = f"made here by CoOp's rule, seed {seed} (not CoOp's)", False
-        if row.wordnet:
+        if name.startswith("imagenet"):         # its folders are WordNet ids
             names_file = first_file("classnames.txt", folders)
             class_ids, classnames = imagenet_names(ids, names_file, notes)
     if row.split and not official:
@@ -625,10 +680,11 @@ def with_labels(parts, ids, where):
     label_of = {key: label for label, key in enumerate(ids)}
     source = "the class list" if "trainval" in parts else "train"
     for part, items in parts.items():
-        for name, key in items:
-            if key not in label_of:
-                raise ValueError(f"{where}: {part} has {name} of class {key!r}, none of the "
-                                 f"{len(ids)} classes of {source}")
+        lacking = {key: name for name, key in items[::-1] if key not in label_of}
+        if lacking:
+            raise ValueError(f"{where}: {part} has {[*lacking.values()][-1]} of class "
+                             f"{', '.join(map(repr, sorted(lacking)))}, none of the {len(ids)} "
+                             f"classes of {source}")
     return {part: [(name, label_of[key]) for name, key in items] for part, items in parts.items()}
 
 
@@ -643,7 +699,12 @@ def divide(parts, seed, train=0.5, val=0.2):
     if undivided is None:
         return parts
     rng, divided = random.Random(seed), {"train": [], "val": [], "test": [*parts.get("test", [])]}
-    for positions in by_label(labels_of(parts[undivided])).values():
+    groups = by_label(labels_of(parts[undivided])).values()
+    alone = [parts[undivided][group[0]][0] for group in groups if len(group) == 1]
+    if alone and undivided == "all":
+        raise ValueError(f"{len(alone)} classes have one picture only, {', '.join(alone)}; add "
+                         "another to each, to train and test on, or take the folders out")
+    for positions in groups:
         items = [parts[undivided][position] for position in positions]
         rng.shuffle(items)
         n, n_val = len(items), round(val * len(items))
@@ -651,9 +712,6 @@ def divide(parts, seed, train=0.5, val=0.2):
             divided["val"] += items[:n_val]
             divided["train"] += items[n_val:]
             continue
-        if n < 2:
-            raise ValueError(f"{items[0][0]} is the only picture of its class; expected one to "
-                             "train, one to test on: add another, or take its folder out")
         n_train = round(train * n)
         n_val = min(n_val, n - n_train - 1)     # Open point: CoOp's rule leaves 3 no test picture
         divided["train"] += items[:n_train]
@@ -834,11 +892,6 @@ class Row:
     fetch: str                      # the torchvision class that downloads it
     source: str                     # what to get where nothing can fetch it
 
-    @property
-    def wordnet(self):
-        """ImageNet family: classes are WordNet ids."""
-        return self.name.startswith("imagenet")
-
 
 def read_table():
     """{name: Row} in the order of Table 1, then Table 4's targets."""
@@ -890,7 +943,8 @@ def picture_folder(row, root):
     """
     for folder, pictures in row.places:
         place = root / folder / pictures
-        if place.is_dir() and (pictures or not row.wordnet or (place / "train").is_dir()):
+        other = pictures or not row.name.startswith("imagenet")
+        if place.is_dir() and (other or (place / "train").is_dir()):
             return place
     return root.joinpath(*row.places[0])
 
@@ -1031,11 +1085,6 @@ def load_folder(folder, seed, names_file):
     if NOT_UTF8.search(str(place)):
         raise ValueError(f"the folder name {str(place)!r} is not in UTF-8; rename it")
     ids, found = read_folders(folder, None, notes)
-    sizes = Counter(labels_of(found.get("all", [])))
-    alone = [name for name, key in found.get("all", []) if sizes[key] == 1]
-    if alone:
-        raise ValueError(f"{len(alone)} classes have one picture only, {', '.join(alone)}; add "
-                         "another to each, to train and test on, or take the folders out")
     parts = divide(with_labels(found, ids, folder), seed, train=0.6, val=0.0)
     split = f"made here: 60/40 % of each class's sorted pictures, shuffled with seed {seed}"
     if "all" not in found:
@@ -1045,22 +1094,32 @@ def load_folder(folder, seed, names_file):
     return own_dataset(place.name, classnames, parts, split, folder, notes)
 
 
-def own_dataset(name, classnames, parts, split, folder, notes=()):
-    return Dataset(name, classnames, "a photo of a {}.", **parts, split=split, official_split=False,
-                   pictures=folder, base_novel=False, own=True, notes=list(notes))
+def own_dataset(name, classnames, parts, split, folder, notes):
+    """The Dataset of a folder; its notes say which photos are there twice, byte for byte."""
+    dataset = Dataset(name, classnames, "a photo of a {}.", **parts, split=split, pictures=folder,
+                      official_split=False, base_novel=False, own=True, notes=notes)
+    tested, torn = twins(dataset)
+    for pairs, words, then in (
+            (tested, "test photos are training photos too",
+             "remove one of each, or the accuracy promises too much"),
+            (torn, "photos stand in two classes", "one of the two classes is wrong")):
+        if pairs:
+            notes.append(f"{len(pairs)} {words}, byte for byte, first {' = '.join(pairs[0])}: "
+                         f"{then}")
+    return dataset
 
 
 def names_from_file(path, ids, notes):
-    """Lines `folder<TAB>name`, or with a space, semicolon or comma; or names alone, in the folders'
-    order, where no other can be meant: 1, 10, 2 may be 1, 2, 10 too."""
+    """Lines `folder<TAB>name`, or with a space, colon, semicolon or comma; or names alone, in the
+    folders' order, where no other can be meant: 1, 10, 2 may be 1, 2, 10 too."""
     lines = [one_spelling(line) for line in read_lines(path)]
-    for mark, around in ((" ", " "), (";", ' "'), (",", ' "'), ("\t", " ")):
+    for mark, around in ((" ", " "), (";", ' "'), (",", ' "'), (":", " "), ("\t", " ")):
         pairs = [line.partition(mark) for line in lines]
         names = {key.strip(around): name.strip(around) for key, _, name in pairs}
         if len(lines) == len(ids) and sorted(names) == sorted(ids):
             return [names[key] for key in ids] if any(names.values()) else ids
     beside = ", ".join(map(" = ".join, zip(ids, lines)))  # noqa: B905
-    first = {re.split("[ ;,\t]", line)[0] for line in lines}
+    first = {re.split("[ ;,:=\t]", line)[0] for line in lines}
     plain = not first & {*ids} and "\t" not in beside and ids == sorted(ids, key=lambda key: re.sub(
         r"\d+", lambda digits: digits[0].zfill(9), unicodedata.normalize("NFD", key).casefold()))
     if plain and len(lines) == len(ids):
@@ -1076,44 +1135,34 @@ def load_kept(split_file, folder):
 
     FileNotFoundError where the folder is gone, ValueError for a split that is none or leads out.
     """
+    refuse_workers()
     classnames, parts, _ = read_split(split_file)
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, from where {split_file.parent} had its "
                                 "photos; if it has moved, add --data-root FOLDER")
     kept = {name for items in parts.values() for name, _ in items}
-    new = [photo for photo in files_below(folder) if photo.suffix.lower() in ENDINGS
-           and photo.relative_to(folder).as_posix() not in kept]
-    notes = []
-    if new:
-        notes = [f"{len(new)} photos in {folder} are not in the run's {split_file.name} and are "
-                 f"ignored, first {new[0].relative_to(folder)}; train anew to use them"]
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*.*") if path.is_file())
+    new = [path for path in found if path.as_posix() not in kept
+           and path.suffix.lower() in ENDINGS and not re.search(r"(^|/)\.", path.as_posix())]
+    notes = [f"{len(new)} photos in {folder} are not in the run's {split_file.name} and are "
+             f"ignored, first {first}; train anew to use them" for first in new[:1]]
     return own_dataset(folder.name, classnames, parts, f"as kept in the run's {split_file.name}",
                        folder, notes)
 
 
-def files_below(path):
-    """All files in a folder and the folders below, in order of names, without hidden ones."""
-    return sorted(found for found in Path(path).rglob("*") if found.is_file()
-                  and not any(part.startswith(".") for part in found.relative_to(path).parts))
-
-
-def twins(dataset, items):
-    """Pictures with the same bytes: [(test picture, training picture)], and [(training picture,
-    another)] of two classes; items are those that train."""
-    names = {name for name, _ in items + dataset.test}
-    size = {name: dataset.path(name).stat().st_size for name in names}
-    alike = Counter(size.values())
-
-    @functools.cache
-    def content(name):                                  # only equal sizes need be read
-        return alike[size[name]] > 1 and dataset.sha256(name) or name
-
-    first, torn = {}, []
-    for name, label in items:
-        other, its = first.setdefault(content(name), (name, label))
-        torn += [(other, name)] if its != label else []
-    tested = [(name, first[content(name)][0]) for name, _ in dataset.test if content(name) in first]
+def twins(dataset):
+    """Pictures with the same bytes: [(test picture, training picture)], and [(picture, another)] of
+    two classes."""
+    parts = [(part, *item) for part in ("train", "test") for item in getattr(dataset, part)]
+    paths = {name: dataset.path(name) for _, name, _ in parts}
+    size = {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
+    alike, first, tested, torn = Counter(size.values()), {}, [], []
+    for part, name, label in parts:
+        if alike[size.get(name)] > 1:                   # only equal sizes need be read
+            where, other, its = first.setdefault(dataset.sha256(name), (part, name, label))
+            tested += [(name, other)] if where != part else []
+            torn += [(other, name)] if its != label else []
     return tested, torn
 
 
@@ -1181,7 +1230,7 @@ def run_script(job, interrupted="interrupted; nothing unfinished was kept"):
         return job() or 0
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in str(error)
-        if isinstance(error, RuntimeError) and not short:
+        if isinstance(error, RuntimeError) and not short and "DataLoader worker" not in str(error):
             raise
         hint = "not enough memory; try a smaller --batch-size or other programs closed: " * short
         print(f"error: {hint}{one_line(error)}", file=sys.stderr)
@@ -1198,7 +1247,7 @@ def facts_of(dataset, shots, seed, tau, base_novel):
     K = len(dataset.classnames)
     base = halves(K)[0] if base_novel else list(range(K))
     labels = labels_of(dataset.train)
-    positions = list(range(len(labels))) if shots is None else few_shot(labels, shots, seed)
+    positions = range(len(labels)) if shots is None else few_shot(labels, shots, seed)
     items = training_items(dataset, base, shots, tau, seed)
     drawn = Counter(labels_of(items))
     everything = dataset.train + dataset.val + dataset.test
@@ -1217,12 +1266,12 @@ def facts_of(dataset, shots, seed, tau, base_novel):
 
 def show(facts, dataset):
     """The same for reading."""
-    K, num_base, counts = facts["num_classes"], facts["num_base"], facts["class_counts"]
-    print(f"{facts['name']}: {K} classes, the first {num_base} are trained on; zero-shot prompt "
-          f"\"{facts['template']}\"")
-    for key in ("pictures", "split", "notes", "train", "val", "test", "missing", "draw_sha256"):
-        for value in facts[key] if key == "notes" else [facts[key]]:
-            print(f"{key:12}{value}")
+    num_base, counts = facts["num_base"], facts["class_counts"]
+    print(f"{facts['name']}: {facts['num_classes']} classes, the first {num_base} are trained on; "
+          f"zero-shot prompt \"{facts['template']}\"")
+    dataset.show_notes()
+    for key in ("pictures", "split", "train", "val", "test", "missing", "draw_sha256"):
+        print(f"{key:12}{facts[key]}")
     shots = "all there are" if facts["shots"] is None else f"{facts['shots']} shots"
     print(f"drawn       {sum(counts)} training images: {shots}, seed {facts['seed']}, "
           f"{tau_words(facts['tau'])}, n_k from {max(counts)} to {min(counts)}\n"
@@ -1244,25 +1293,22 @@ def list_datasets():
 
 
 def parse(argv=None):
-    p = Parser(description="Say what a run on a dataset would see. No picture is opened.")
-    p.add_argument("name", nargs="?", help="a dataset, all (the eleven of Table 1), or a folder of "
-                                           "pictures; absent: the list of datasets is printed")
-    p.add_argument("--data-root", default="data", metavar="FOLDER",
-                   help="holds the datasets in CoOp's layout; absent: %(default)s")
-    p.add_argument("--shots", type=whole(1), metavar="N", help="images drawn a class before tau "
-                   "thins them out; absent: 16, of a folder without --tau all")
-    p.add_argument("--seed", "--draw-seed", type=SEED, default=1, metavar="N",
-                   help="of the few-shot draw and of a split made here; absent: %(default)s")
-    p.add_argument("--tau", type=number(1e-9, 1), help="min n_k / max n_k, Sec. 5; absent: 1, "
-                   "which is balanced; a folder without --shots keeps its own counts")
-    p.add_argument("--classnames", metavar="FILE", help="class names for a folder, a line "
-                   "`folder<TAB>name` each; absent: the names of its sub-folders")
-    p.add_argument("--base-novel", action="store_true", help="halve the classes of a folder or an "
-                   "ImageNet variant too; absent: those of the other datasets only")
-    p.add_argument("--fetch", action="store_true", help="download the pictures where torchvision "
-                   "can; absent: say how to get them")
-    p.add_argument("--json", action="store_true", help="print one JSON object, for all a list of "
-                   "them; absent: print for reading")
+    p = Parser(description="Say what a run on a dataset would see. Nothing is decoded.")
+    add = p.add_argument
+    add("name", nargs="?", help="a dataset, all (the eleven of Table 1), or a folder of pictures "
+                                "(none: the datasets are listed)")
+    add("--data-root", default="data", help="of the datasets, in CoOp's layout (%(default)s)")
+    add("--shots", type=whole(1), help="images drawn a class (16; of a folder without --tau all)")
+    add("--seed", "--draw-seed", type=SEED, default=1,
+        help="of the few-shot draw and of a split made here (%(default)s)")
+    add("--tau", type=number(1e-9, 1),
+        help="min n_k / max n_k, Sec. 5 (1; a folder without --shots keeps its own counts)")
+    add("--classnames", metavar="FILE",
+        help="a folder's class names, a line `folder<TAB>name` each (the folders' names)")
+    add("--base-novel", action="store_true",
+        help="halve the classes of a folder or an ImageNet variant too")
+    add("--fetch", action="store_true", help="download the pictures where torchvision can")
+    add("--json", action="store_true", help="print one JSON object, for all a list of them")
     return p.parse_args(argv)
 
 

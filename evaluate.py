@@ -17,6 +17,7 @@ tools of their own in assets/.
 """
 import contextlib
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -80,9 +81,9 @@ def image_features(learner, dataset, items, show=None):
     device, z, y = learner.clip.logit_scale.device, [], []
     batches = data.batches(dataset, items, learner.clip.visual.resolution, device)
     for images, labels in tqdm(batches, desc=show, leave=False, disable=show is None):
-        z.append(learner.image_features(images.to(device, non_blocking=True)))
+        z.append(learner.image_features(images))
         y.append(labels)
-    return torch.cat(z), torch.cat(y).to(device)
+    return torch.cat(z), torch.cat(y)
 
 
 @torch.no_grad()
@@ -288,7 +289,7 @@ class FrozenFeatures:
         view = data.transform(clip.visual.resolution, train=False)
         words = [str(view), str(clip.logit_scale.device.type), torch.__version__,
                  torchvision.__version__, PIL.__version__, str(self.dataset.own),
-                 clip_model.tensors_sha256(clip.visual.state_dict()),
+                 tower_sha256(clip.visual),
                  clip.visual.transformer.resblocks[0].activation.__name__,
                  *(f"{name} {self.state(name)}" for name, _ in self.dataset.test)]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
@@ -299,6 +300,12 @@ class FrozenFeatures:
             return self.dataset.sha256(name)
         stat = self.dataset.path(name).stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+@functools.lru_cache(maxsize=1)
+def tower_sha256(tower):
+    """Of a frozen tower's weights, once for all runs of a process."""
+    return clip_model.tensors_sha256(tower.state_dict())
 
 
 # A finished run, read back with distrust -------------------------------------------------------
@@ -508,6 +515,11 @@ def transfer(learner, label, targets, data_root, kept=None):
     datasets = {target: data.load(target, data_root) for target in targets}     # before any work
     results = {}
     for target, dataset in datasets.items():
+        print(f"{label} on {dataset.name}, split: {dataset.split}")
+        dataset.show_notes()
+        if dataset.own:
+            print("note      the split's test part alone is tested; assets/report.py RUN --photos "
+                  "FOLDER tests all")
         data.check_pictures(dataset, dataset.test, decode=False)
         labels, frozen = list(range(len(dataset.classnames))), FrozenFeatures(dataset, kept)
         results[target] = evaluate_classes(learner, dataset, labels, frozen)[0]
@@ -580,8 +592,7 @@ def run(args):
     if args.task == "base-to-novel":
         dataset = load_dataset(args.run, settings, args.data_root)
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
-        for note in dataset.notes:
-            print(f"note      {note}")
+        dataset.show_notes()
         parts = tested_classes(dataset, settings, args.classes)
         out.mkdir(parents=True, exist_ok=True)          # before any work is done in vain
         results = base_to_novel(learner, dataset, parts, FrozenFeatures(dataset, kept))

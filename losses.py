@@ -137,10 +137,10 @@ def collapses(z, g, y):
     nan for all three where one of the K classes of g has no image, or K = 1: nothing to measure.
     """
     _check("collapses", z, y, g)
-    K = g.shape[-2]
+    if g.ndim == 3:
+        g = g.mean(dim=0)                                                           # (K, d)
     values = [math.nan] * 3
-    if K > 1 and len(y.unique()) >= K:
-        g = g.mean(dim=0) if g.ndim == 3 else g                                     # (K, d)
+    if 1 < len(g) <= len(y.unique()):
         values = [feature_collapse(z, y), prototype_collapse(z, y), classifier_collapse(z, g, y)]
     names = ("feature_collapse", "prototype_collapse", "classifier_collapse")
     return {name: float(value) for name, value in zip(names, values, strict=True)}
@@ -168,9 +168,8 @@ def _pair_mean(errors):
 
 def _own_errors(z, g, y, E_W, E_H):
     """<z_{k,i}, g_k> - sqrt(E_W E_H), image and own class; (N,), inside Definition 3, Eq. (6)."""
-    n = torch.arange(len(y), device=y.device)
     # not g[y], whose gradient is added up in no fixed order on several cores
-    g_own = g[n, y] if g.ndim == 3 else g.index_select(0, y)                        # (N, d)
+    g_own = g.index_select(0, y) if g.ndim == 2 else g[torch.arange(len(y), device=y.device), y]
     s_own = (z * g_own).sum(dim=-1)                         # (N,), S'_ik of Sec. 4.3
     return s_own - math.sqrt(E_W * E_H)
 

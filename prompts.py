@@ -57,8 +57,7 @@ def text_prompt(clip, ids, u=None):
 
 
 def encode_prompt(clip, ids, u=None, deep_prompts=()):
-    """G_l(t_k) for one class: (d,), any length. To read and to test: training takes encode_prompts,
-    which does the same for all classes, sooner.
+    """G_l(t_k) for one class: (d,), any length. Training takes encode_prompts: the same, sooner.
 
     deep_prompts  tensors (b, w) that take the places of u before layers 2, 3, ...
     """
@@ -86,7 +85,7 @@ class Learner(nn.Module):
         self.clip = clip.requires_grad_(False)
         self.template = f"{ctx_init} {{}}.".strip()             # {}: the class name
         self.n_learned = n_learned
-        self.n_replaced = n_learned if ctx_init else 0
+        self.n_replaced = n_learned * bool(ctx_init)
 
     def prompt(self, classname):
         """The words of a prompt, in which an underscore of a name becomes a space."""
@@ -97,11 +96,15 @@ class Learner(nn.Module):
         learned = [f"[u_{j + 1}]" for j in range(self.n_learned)]
         if len(learned) > 4:
             learned = [learned[0], "..", learned[-1]]
-        words = self.prompt(classname).split(" ")[self.n_replaced:]
-        before = {"end": len(learned), "middle": len(learned) // 2, "front": 0}[self.class_place]
-        if before < len(learned):
-            return " ".join([*learned[:before], " ".join(words)[:-1], *learned[before:]]) + "."
-        return " ".join([*learned, *words])
+        words = " ".join(self.prompt(classname).split(" ")[self.n_replaced:])
+        name = words.removesuffix(".")
+        return " ".join(self.arranged(learned, [name], 1)) + words[len(name):]
+
+    def arranged(self, learned, words, n):
+        """The learned around or behind the n words of the class name, or before all of them."""
+        b = len(learned)
+        before = {"end": b, "middle": b // 2, "front": 0}[self.class_place]
+        return [*learned[:before], *words[:n], *learned[before:], *words[n:]]
 
     def token_ids(self, k, classname):
         """Class k's prompt as a list of ids, -j for u_j: [start, -1, -2, of, a, cat, ., end]."""
@@ -110,12 +113,8 @@ class Learner(nn.Module):
         learned = [-(first + j) for j in range(1, 1 + b)]
         try:
             start, *words, end = clip_model.prompt_ids(self.prompt(classname))
-            words = words[self.n_replaced:]
-            before = {"end": b, "middle": b // 2, "front": 0}[self.class_place]
-            n = 0
-            if before < b:                              # n tokens of the name go between
-                n = len(clip_model.prompt_ids(classname.replace("_", " "))) - 2
-            ids = [start, *learned[:before], *words[:n], *learned[before:], *words[n:], end]
+            n = len(clip_model.prompt_ids(classname.replace("_", " "))) - 2
+            ids = [start, *self.arranged(learned, words[self.n_replaced:], n), end]
             if len(ids) > clip_model.CONTEXT_LENGTH:
                 raise ValueError(f"{len(ids)} tokens where CLIP takes {clip_model.CONTEXT_LENGTH}, "
                                  f"{b} of them learned: shorten the name")
@@ -150,8 +149,7 @@ class Learner(nn.Module):
     def compare(self, z, text_features=None):
         """z (B, d) -> logits (B, K), z, g; text_features: g, where the caller holds it already."""
         g = self.text_features(z) if text_features is None else text_features
-        logits = losses.similarities(z, g) / self.clip.temperature      # Eq. (1), <z, g_k> / lambda
-        return logits, z, g
+        return losses.similarities(z, g) / self.clip.temperature, z, g  # Eq. (1), <z, g_k> / lambda
 
     def forward(self, images, text_features=None):
         """images (B, 3, res, res) -> logits (B, K), z (B, d), g (K, d) or CoCoOp's (B, K, d)."""
@@ -297,8 +295,7 @@ def resolve(method, **given):
         if "ctx_init" not in given and settings["n_ctx"] != default["n_ctx"]:
             settings["ctx_init"] = ""
         words = settings["ctx_init"].split()
-        if words and "n_ctx" not in given:
-            settings["n_ctx"] = len(words)
+        settings["n_ctx"] = given.get("n_ctx", len(words) or default["n_ctx"])
         if words and settings["n_ctx"] != len(words):
             raise ValueError(f"{method} learns one token for each word of --ctx-init "
                              f"{' '.join(words)[:80]!r}, which is not --n-ctx "
@@ -324,10 +321,13 @@ def build(method, clip, classnames, *, n_ctx=None, ctx_init=None, prompt_depth=N
     ctx_init = " ".join((ctx_init or "").split())       # a double space would count as a word
     if method == "zeroshot":
         template = ctx_init or TEMPLATE
-        return ZeroShot(clip, classnames, template if "{}" in template else template + " {}.")
+        if "{}" not in template:
+            template += " {}."
+        return ZeroShot(clip, classnames, template)
     if "{}" in ctx_init:
         raise ValueError(f"ctx_init of {method} is the words before a class name, without {{}}")
-    n_ctx = DEFAULTS[method]["n_ctx"] if n_ctx is None else n_ctx
+    if n_ctx is None:
+        n_ctx = DEFAULTS[method]["n_ctx"]
     if not 1 <= n_ctx < clip_model.CONTEXT_LENGTH:
         raise ValueError(f"n_ctx must be at least 1 and below {clip_model.CONTEXT_LENGTH}, CLIP's "
                          f"number of tokens; got {n_ctx}")
@@ -346,11 +346,12 @@ def trainable(learner):
 @torch.no_grad()
 def load_trainable(learner, state):
     """Copy tensors {name: tensor} into a learner; ValueError where one is missing or misshapen."""
+    found = {name: f"one of shape {tuple(tensor.shape)}" for name, tensor in state.items()}
     for name, parameter in trainable(learner).items():
-        if name not in state or state[name].shape != parameter.shape:
-            found = f"one of shape {tuple(state[name].shape)}" if name in state else "none"
+        if found.get(name) != f"one of shape {tuple(parameter.shape)}":
             raise ValueError(f"the checkpoint must hold {name} of shape {tuple(parameter.shape)}, "
-                             f"it has {found}; is it from another method, backbone or depth?")
+                             f"it has {found.get(name, 'none')}; is it from another method, "
+                             "backbone or depth?")
         parameter.copy_(state[name])
 
 
@@ -406,7 +407,7 @@ class PromptTree(nn.Module):
 def encode_tree(clip, tree, u, deep_prompts):
     """encode_prompt for the K classes of a tree; u (B, b, w) stands in its slots -> (B, K, d)."""
     x = clip.token_embedding(tree.tokens)                                   # (T, w)
-    u = u.to(x.dtype)[:, tree.rows]
+    u = u.to(x.dtype).index_select(1, tree.rows)
     x = x.expand(len(u), -1, -1).index_copy(1, tree.slots, u)               # (B, T, w)
     x = x + clip.positional_embedding[tree.positions]
     x = clip.transformer(x, tree.mask, read=tree.ends, deep_prompts=deep_prompts, slots=tree.slots)
@@ -443,10 +444,10 @@ def plant_trees(prompts, device):
     step recomputes one tree at a time. A new tree costs a copy of the common start.
     """
     most = TREE_NODES.get(device.type, TREE_NODES_GPU)
-    groups, nodes = [], set()
+    groups, nodes = [[]], set()
     for ids in prompts:
         new = {tuple(ids[:n + 1]) for n in range(len(ids))}
-        if not groups or len(nodes | new) > most:
+        if groups[-1] and len(nodes | new) > most:
             groups.append([])
             nodes = set()
         groups[-1].append(ids)

@@ -22,6 +22,7 @@ folder, grids, what is said, the command line.
 import argparse
 import contextlib
 import functools
+import gc
 import hashlib
 import io
 import itertools
@@ -33,6 +34,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -83,17 +85,21 @@ def run(args, watch=None):
     whole = data.load(args.dataset, args.data_root, seed=args.draw_seed,
                       classnames=args.classnames_file)
     dataset = data.with_few_tests(whole, args.test_images, args.draw_seed)
-    backbone = args.backbone or ("tiny" if dataset.embedded else "ViT-B/16")
+    backbone = args.backbone or usual_backbone(args.dataset)
     clip, weights_sha256 = read_clip(backbone, args.device, args.precision, args.activation)
+    check_words(clip, dataset.classnames)
     settings, items = fill_in(args, dataset, clip, backbone, weights_sha256)            # Sec. 5
+    headline(clip, dataset, settings)                           # before any picture is read
+    data.check_pictures(dataset, items + dataset.test, decode=False)
+    if dataset.own:                                             # published ones do not change
+        settings.pictures_sha256 = pictures_sha256(dataset, items + dataset.test)
     if args.out:
         check_free(args.out, settings)
-    data.check_pictures(dataset, items)
-    data.check_pictures(dataset, dataset.test, decode=dataset.own)
     torch.manual_seed(settings.seed)
     learner = prompts.build(settings.method, clip, settings.trained_classes,
                             **learner_settings(settings))
     announce(learner, dataset, items, settings)
+    data.check_pictures(dataset, items + dataset.test * dataset.own)        # the slow part, last
 
     with claim(args.out, args.name, settings) as folder:
         write_json(folder / "run.json", vars(settings) | circumstances(learner, dataset))
@@ -146,31 +152,26 @@ def save_prompts(folder, learner, settings):
 def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
     """SGD on Eq. (7) over the items [(picture, label)]; every step's terms go to folder/log.csv.
 
-    watch   called as watch(learner, dataset, items, step, folder) after each epoch
+    watch   called as watch(learner, dataset, items, step, folder) after each epoch; it leaves the
+            learner's classes as they are
     Raises ValueError where a term is not finite, with its name and step.
     """
     data.write_csv(folder / "drawn.csv", [("picture", "class"), *(
         (name, settings.trained_classes[label]) for name, label in items)])
     learned, clip = prompts.trainable(learner), learner.clip
-    device, n = clip.logit_scale.device, torch.tensor(settings.class_counts)
     optimizer = torch.optim.SGD(learned.values(), lr=settings.lr, momentum=0.9, weight_decay=5e-4)
     log = Log(folder, settings, data.steps(len(items), settings.batch_size))
     this_run = identity(dataset, items, settings)
     log.rows = resume(folder, learned, optimizer, this_run)         # a killed run's; else none
     batches = data.training_batches(
-        dataset, items, clip.visual.resolution, device, settings.batch_size, settings.epochs,
-        settings.seed, start=log.step)
-    prior = losses.log_prior(n).to(device) if settings.logit_adjust else 0
-    mi_weights = losses.balancing_weights(n).to(device) if settings.balanced_mi else None
+        dataset, items, clip.visual.resolution, clip.logit_scale.device, settings.batch_size,
+        settings.epochs, settings.seed, start=log.step)
     learner.train()
+    objective = graphed(Objective(learner, settings), min(settings.batch_size, len(items)))
     for images, y in tqdm(batches, desc="training", unit="step", mininterval=0.5, disable=quiet,
                           initial=log.step, total=log.step + len(batches)):
-        images, y = images.to(device, non_blocking=True), y.to(device, non_blocking=True)
         optimizer.param_groups[0]["lr"] = log.rate(log.step)
-        logits, z, g = learner(images)                                                  # Eq. (1)
-        loss, terms = losses.npt_loss(
-            logits + prior, z, g, y, w1=settings.w1, w2=settings.w2,
-            reduction=settings.reduction, mi_weights=mi_weights)                        # Eq. (7)
+        loss, terms = objective(images, y)                                              # Eq. (7)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -179,11 +180,51 @@ def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
             watch(learner, dataset, items, log.step, folder)
         if log.seconds() > SAVE_SECONDS:
             log.save_state(learned, optimizer, this_run)
+    del objective
+    gc.collect()                # a graph goes here, and not later in a worker that was forked
     log.write()
     if not all(p.isfinite().all() for p in learned.values()):
         raise ValueError(f"the learned tokens are no longer finite after the last step, {log.step}:"
                          " try a smaller --lr")
     learner.eval()
+
+
+class Objective(torch.nn.Module):
+    """Eq. (7) of a batch: images (B, 3, res, res), y (B,) -> loss and its terms, as npt_loss."""
+
+    def __init__(self, learner, settings):
+        super().__init__()
+        self.learner, self.settings = learner, settings
+        n = torch.tensor(settings.class_counts, device=learner.clip.logit_scale.device)
+        self.prior = losses.log_prior(n) if settings.logit_adjust else 0
+        self.mi_weights = losses.balancing_weights(n) if settings.balanced_mi else None
+
+    def forward(self, images, y):
+        logits, z, g = self.learner(images)                                             # Eq. (1)
+        return losses.npt_loss(
+            logits + self.prior, z, g, y, w1=self.settings.w1, w2=self.settings.w2,
+            reduction=self.settings.reduction, mi_weights=self.mi_weights)              # Eq. (7)
+
+
+def graphed(objective, batch_size):
+    """The objective; on a GPU with its forward and backward as CUDA graphs, for one batch size.
+
+    A step is a thousand kernels, most of them shorter than the time to launch one: a GPU computes
+    for 4 ms of a step of 40 and waits for the rest. A graph launches all of them at once. What it
+    answers is overwritten by its next call. Where none can be made, one line says so.
+    """
+    device = objective.learner.clip.logit_scale.device
+    resolution = objective.learner.clip.visual.resolution
+    if device.type != "cuda":
+        return objective
+    try:
+        images = torch.zeros(batch_size, 3, resolution, resolution, device=device)
+        y = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")   # as it must be
+        return torch.cuda.make_graphed_callables(objective, (images, y))
+    except RuntimeError as error:                       # out of memory, or an old driver
+        print(f"note      steps without a CUDA graph, slower: {data.one_line(error)}")
+        return objective
 
 
 def learning_rate(epoch, epochs, lr):
@@ -257,8 +298,8 @@ class Log:
         return learning_rate(step // self.steps_an_epoch, self.settings.epochs, self.settings.lr)
 
     def add(self, loss, terms):
-        values = [loss.detach(), *(terms[name] for name in TERMS[1:])]
-        self.waiting.append(torch.stack(values))        # on the device
+        values = [loss, *(terms[name] for name in TERMS[1:])]
+        self.waiting.append(torch.stack(values).detach())       # on the device
         if len(self.waiting) == READ_STEPS:             # each reading makes a GPU wait
             self.read()
 
@@ -294,14 +335,16 @@ class Log:
 # What a run is ---------------------------------------------------------------------------------
 
 NOT_SETTINGS = ("out", "quiet", "name")         # of the arguments; all others say what a run is
+UNNAMED = (*NOT_SETTINGS, *evaluate.PLACES, "dataset", "method", "npt", "logit_adjust", "tau",
+           "seed")                              # in a run's name: not, or in their own way
 
 
 def fill_in(args, dataset, clip, backbone, weights_sha256):
     """What was asked for -> settings, all that a run is, and its training items, Sec. 5.
 
     Every default that depends on method, dataset or CLIP is filled in here, but for the backbone
-    itself (run) and a folder's own counts (parse); nothing changes it afterwards. prompts.pt and
-    run.json hold the settings, result.json a part.
+    itself, the sum over one's own pictures (run) and a folder's own counts (parse); nothing changes
+    it afterwards. prompts.pt and run.json hold the settings, result.json a part.
     """
     if dataset.test_only and args.method != "zeroshot":
         raise ValueError(f"{dataset.name} is a test set: train on imagenet, then evaluate.py "
@@ -335,11 +378,12 @@ def fill_in(args, dataset, clip, backbone, weights_sha256):
     settings.trained_classes = [dataset.classnames[k] for k in trained]
     settings.class_counts = n.tolist()
     settings.weights_sha256 = weights_sha256
-    settings.pictures_sha256 = None                     # published ones do not change
-    if dataset.own:
-        data.check_pictures(dataset, items + dataset.test, decode=False)
-        settings.pictures_sha256 = pictures_sha256(dataset, items + dataset.test)
+    settings.pictures_sha256 = None
     return settings, items
+
+
+def usual_backbone(name):
+    return "tiny" if name in data.world.DATASETS else "ViT-B/16"
 
 
 def training_set(dataset, settings):
@@ -529,7 +573,7 @@ def run_grid(plan, root):
     rank, ranks = place_among_ranks()
     for name in dict.fromkeys(args.dataset for args in plan):           # all there, before any work
         data.load(name, plan[0].data_root, seed=plan[0].draw_seed,
-                  classnames=plan[0].classnames_file)
+                  classnames=plan[0].classnames_file).show_notes()
     names = [args.name for args in plan]
     if len(set(names)) < len(names):
         raise ValueError(f"two runs of this grid would be named {max(names, key=names.count)}: run "
@@ -584,15 +628,18 @@ def run_quietly(args):
 
 # What is said ----------------------------------------------------------------------------------
 
+def headline(clip, dataset, settings):
+    """What is run, at once."""
+    K, device = len(settings.trained_classes), clip.logit_scale.device.type
+    print(f"{settings.label} on {dataset.name}: {K} {settings.classes} classes, CLIP "
+          f"{settings.backbone}, {settings.precision} on {device}, seed {settings.seed}\n"
+          f"split     {dataset.split}", flush=True)
+    dataset.show_notes()
+
+
 def announce(learner, dataset, items, settings):
     """What is about to happen: prompts, images of each class, imbalance, trainable tensors."""
     names, n, clip = settings.trained_classes, settings.class_counts, learner.clip
-    check_words(clip, dataset.classnames)
-    print(f"{settings.label} on {dataset.name}: {len(names)} {settings.classes} classes, "
-          f"CLIP {settings.backbone}, {settings.precision} on {clip.logit_scale.device.type}, seed "
-          f"{settings.seed}\nsplit     {dataset.split}")
-    for note in dataset.notes:
-        print(f"note      {note}")
     print(f"prompts   {several([learner.show_prompt(name) for name in names], 3, '  ')}")
     if dataset.own:
         announce_photos(dataset, items)
@@ -644,20 +691,13 @@ def check_words(clip, classnames):
 
 
 def announce_photos(dataset, items):
-    """Of one's own photos: how many are used, and which are there twice."""
+    """How many of one's own photos are used."""
     beyond, why = len(dataset.train) - len(items), ""
     if beyond:
         why += f"; {beyond} unused, beyond --tau, --shots or --classes"
     if dataset.val:
         why += f"; {len(dataset.val)} unused in val/"
     print(f"photos    {len(items)} train, {len(dataset.test)} test{why}")
-    tested, torn = data.twins(dataset, items)
-    if tested:
-        print(f"warning: {len(tested)} test photos are training photos too, byte for byte, first "
-              f"{' = '.join(tested[0])}: remove one of each, or the accuracy promises too much")
-    if torn:
-        print(f"warning: {len(torn)} training photos stand in two classes, byte for byte, first "
-              f"{' = '.join(torn[0])}: one of the two classes is wrong")
 
 
 def warn_near_chance(dataset, zeroshot):
@@ -902,9 +942,9 @@ def parse(argv=None):
         if several_values:
             forget_what_does_not_matter(one)
         check(one)
+        one.name, one.quiet = run_name(one, several_values), bool(several_values)
         one.shots, one.tau = data.shots_and_tau(one.dataset, one.shots, one.tau)
         one.draw_seed = one.seed if one.draw_seed is None else one.draw_seed
-        one.name, one.quiet = run_name(one, several_values), bool(several_values)
         plan[tuple(getattr(one, axis) for axis in AXES)] = one
     return list(plan.values())
 
@@ -930,19 +970,36 @@ def check(args):
 
 
 def run_name(args, several_values):
-    """The name of a run's folder; several_values: the axes of the grid that it is of."""
+    """The name of a run's folder: what was asked for that differs from what is usual.
+
+    several_values: the axes of the grid that it is of, always named.
+    """
     name = args.dataset
     if name not in data.NAMES:
         name = Path(name).expanduser().resolve().name
     words = [name, args.method]
     words += ["npt"] if args.npt else []
     words += ["la"] if args.logit_adjust else []
+    _, tau = data.shots_and_tau(args.dataset, args.shots, args.tau)
     if args.method != "zeroshot":
-        words.append("natural" if args.tau is None else f"tau{args.tau:g}")
+        words.append("natural" if tau is None else f"tau{tau:g}")
     words.append(f"seed{args.seed}")
-    words += [f"{axis}{getattr(args, axis):g}" for axis in (*WEIGHTS, "lr")
-              if axis in several_values and getattr(args, axis) is not None]
+    usual = vars(parser().parse_args([])) | OPTIMISER[args.method] | WEIGHTS
+    usual |= prompts.DEFAULTS[args.method] | {"shots": 16, "backbone": usual_backbone(args.dataset)}
+    for option in [option for option in usual if option not in UNNAMED]:
+        value = getattr(args, option)
+        if value is not None and (value != usual[option] or option in several_values):
+            words.append(option + word_of(value))
     return "-".join(words)
+
+
+def word_of(value):
+    """A setting's value as it stands in a name: a path without its folders, nothing for a flag."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str) and value not in clip_model.MODELS:
+        value = Path(value).stem
+    return "" if value is True else re.sub(r"[^\w.@]+", "_", str(value))[:40]
 
 
 def main(argv=None):

@@ -376,8 +376,7 @@ def details(path, settings):
 def own_parts(args, settings):
     """{part: (dataset, labels, training images of each)} of the run's own dataset."""
     dataset = evaluate.load_dataset(args.run, settings, args.data_root)
-    for note in dataset.notes:
-        print(f"note      {note}")
+    dataset.show_notes()
     n = settings["class_counts"]
     trained = n + [0] * (len(dataset.classnames) - len(n))
     parts = evaluate.tested_classes(dataset, settings, args.classes)
@@ -422,8 +421,7 @@ def photo_parts(args, settings):
                                {"train": [], "val": [], "test": items},
                                f"all {len(items)} pictures of the folder", folder, notes)
     data.check_pictures(dataset, items)
-    for note in notes:
-        print(f"note      {note}")
+    dataset.show_notes()
     twins = seen_in_training(dataset, args, settings)
     if twins:
         print(f"warning: {len(twins)} of these photos trained the run, byte for byte, first "

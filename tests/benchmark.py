@@ -8,15 +8,19 @@
     textbook   every prompt by itself with all 77 positions, every layer in full; float32
     cut        the same, all prompts cut behind the longest one's end token: the fair baseline
     fast       the tree, in each of --precisions
+    graphed    on a GPU: the same, a training step's forward and backward as one CUDA graph
 
 What is measured replaces its rows in assets/speed.csv; the others stay. ViT-B/16 with random
-weights, class names of one to three words. Every measurement is a process of its own, so that its
-peak memory is that of the whole process. A step is forward, Eq. (7), backward and SGD. An
+weights, class names of one to three words. On a CPU every measurement is a process of its own, so
+that its peak memory is that of the whole process. A step is forward, Eq. (7), backward and SGD. An
 evaluation is two of MaPLe's batches of 100 images, for each of which the baselines encode the texts
 anew as the originals do (a longer test set gains more), or 8 images of CoCoOp, one by one as the
-original has it. The last cases are the training of whole commands: the README's, for EuroSAT on
-pictures and weights made here. The floor is the matrix products that no exact form can leave out at
-the rate that this machine reaches in one of them.
+original has it; "images" is the image tower alone. The parts are one picture's way from a JPEG to
+the device, by all cores, and a run's time beside its steps and images: of the first of a process,
+of another one in a grid; assets/estimate.py adds them up. The commands are the training of whole
+commands, on a CPU: the README's, for EuroSAT on pictures and weights made here. The floor is the
+matrix products that no exact form can leave out at the rate that this machine reaches in one of
+them. "kernels" is the time for which a GPU was busy.
 """
 import argparse
 import contextlib
@@ -40,25 +44,26 @@ import textbook
 import clip_model
 import data
 import evaluate
-import losses
 import prompts
 import train
 
 CSV, PAGE = (Path(__file__).parents[1] / "assets" / name for name in ("speed.csv", "speed.md"))
-COLUMNS = ["case", "form", "dtype", "seconds", "megabytes", "floor", "rate", "torch", "processor",
-           "note"]
+COLUMNS = ["case", "form", "dtype", "seconds", "megabytes", "floor", "rate", "kernels", "launches",
+           "torch", "processor", "note"]
 SIZES = {"resolution": 224, "patch_size": 16, "vision_width": 768, "vision_layers": 12,
          "text_width": 512, "text_layers": 12, "vocab_size": 49408, "embed_dim": 512}   # ViT-B/16
 CASES = [                                               # kind, method, classes, images
     ("step", "maple", 5, 4), ("step", "maple", 50, 4), ("step", "cocoop", 50, 1),
     ("step", "cocoop", 50, 4), ("step", "coop", 50, 32), ("evaluation", "cocoop", 50, 8),
     ("step", "maple", 500, 4), ("evaluation", "maple", 500, 200), ("step", "maple", 1000, 4),
-    ("step", "cocoop", 500, 1)]
-TOO_LARGE = CASES[-2:]                                  # the textbook form fits no laptop there
+    ("step", "cocoop", 500, 1), ("step", "cocoop", 500, 4), ("evaluation", "cocoop", 50, 80),
+    ("evaluation", "cocoop", 500, 8), ("images", "coop", 1, 1000)]
+TOO_LARGE = CASES[-6:-1]                                # the textbook form fits no laptop there
+PARTS = [("decoding", 64), ("decoding", 500), ("start", "of a process"), ("start", "in a grid")]
 COMMANDS = ["python train.py --method maple --npt --tau 0.01 --dataset world",
             "python train.py --method maple --npt --tau 0.01 --dataset eurosat"]
-ALL = [*CASES, *((command,) for command in COMMANDS)]
-FORMS = ["textbook", "cut", "fast"]
+ALL = [*CASES, *((command,) for command in COMMANDS), *PARTS]
+FORMS = ["textbook", "cut", "fast", "graphed"]
 PRECISIONS = ["float32", "bfloat16", "float16"]
 
 
@@ -84,7 +89,10 @@ def random_clip(device, dtype):
     return clip_model.build(state)
 
 
-def cut_prompts(whole=textbook.text_prompts):
+WHOLE_PROMPTS = textbook.text_prompts
+
+
+def cut_prompts(whole=WHOLE_PROMPTS):
     """textbook.text_prompts, cut behind the longest prompt's end token: none sees a later one."""
     def shorter(*args):
         t, ends = whole(*args)
@@ -92,20 +100,31 @@ def cut_prompts(whole=textbook.text_prompts):
     return shorter
 
 
+def objective_of(learner):
+    """Eq. (7) with the paper's weights."""
+    return train.Objective(learner, argparse.Namespace(
+        **train.WEIGHTS, reduction="mean", class_counts=[1], logit_adjust=False,
+        balanced_mi=False))
+
+
 def measure(kind, method, K, batch, form, dtype, device):
-    """One measurement -> {"seconds", "megabytes"}; runs in its own process."""
+    """One measurement -> what time_of answers."""
     torch.manual_seed(0)
     clip = random_clip(device, getattr(torch, dtype))
     n_ctx, ctx_init = (prompts.DEFAULTS[method][name] for name in ("n_ctx", "ctx_init"))
     learner = prompts.build(method, clip, class_names(K), n_ctx=n_ctx, ctx_init=ctx_init)
-    images = torch.randn(batch, 3, 224, 224, device=device)
-    y = torch.arange(batch, device=device) % K
-    forward = learner if form == "fast" else partial(textbook.forward, learner)
+    images = torch.randn(min(batch, 200), 3, 224, 224, device=device)
+    y = torch.arange(len(images), device=device) % K
+    forward = learner
+    if form in FORMS[:2]:
+        forward = learner.forward = partial(textbook.forward, learner)
+    objective = objective_of(learner)
+    if form == "graphed":
+        objective = train.graphed(objective, batch)
     optimizer = torch.optim.SGD(prompts.trainable(learner).values(), lr=1e-3, momentum=.9)
 
     def step():
-        logits, z, g = forward(images)
-        loss, _ = losses.npt_loss(logits, z, g, y)
+        loss, _ = objective(images, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -119,26 +138,43 @@ def measure(kind, method, K, batch, form, dtype, device):
             for x in images.split(1 if method == "cocoop" else 100):
                 forward(x)
 
-    return time_of({"step": step, "evaluation": evaluation}[kind], device)
+    @torch.no_grad()
+    def image_tower():
+        for n in range(0, batch, 100):
+            learner.image_features(images[n % 200:][:100])
+
+    jobs = {"step": step, "evaluation": evaluation, "images": image_tower}
+    return time_of(jobs[kind], device)
 
 
 def time_of(job, device):
-    """Median seconds of a job, after a warm-up; a long job is measured once and is its warm-up."""
-    def timed():
+    """-> {"seconds": the median, after a warm-up; on a GPU "kernels" and "launches" too}.
+
+    A long job is measured once and is its warm-up.
+    """
+    def timed(times=1):
         start = time.perf_counter()
-        job()
+        for _ in range(times):
+            job()
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / times
 
-    first = timed()
-    if first > 20:
-        return first
-    return statistics.median(timed() for _ in range(2 if first > 5 else 5))
+    seconds = timed()
+    if seconds < 20:
+        times = 8 if device == "cuda" else 1            # as in training: nothing waits in between
+        seconds = statistics.median(timed(times) for _ in range(2 if seconds > 5 else 5))
+    if device != "cuda":
+        return {"seconds": seconds}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        timed()
+    kernels = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return {"seconds": seconds, "kernels": sum(e.device_time_total for e in kernels) / 1e6,
+            "launches": len(kernels)}
 
 
 def measure_command(command, form, dtype, device):
-    """Seconds of the training alone of a whole command; runs in its own process."""
+    """{"seconds"} of the training alone of a whole command; runs in its own process."""
     took, training = [], train.train
 
     def timed(*args):
@@ -159,7 +195,43 @@ def measure_command(command, form, dtype, device):
         with contextlib.redirect_stdout(sys.stderr):
             if train.main([*words, "--data-root", folder]):
                 raise ValueError(f"{command} did not end well")
-    return took[0]
+    return {"seconds": took[0]}
+
+
+def measure_decoding(kind, size, form, dtype, device):
+    """{"seconds"} for one test picture from the disk to the device, by all cores."""
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(64):
+            small_runs.picture(i, size).save(f"{folder}/{i}.jpg", quality=90)
+        n = 100 * (128000 // size // 100) if device == "cuda" else 400
+        items = [(f"{i % 64}.jpg", 0) for i in range(n)]
+        made = data.Dataset("made", ["a"], "{}", [], [], items, "", False, Path(folder))
+        batches = iter(data.batches(made, items, 224, device))
+        next(batches)
+        start = time.perf_counter()
+        for images, _ in batches:
+            images.sum().item()
+        return {"seconds": (time.perf_counter() - start) / (n - 100)}
+
+
+def measure_start(kind, where, form, dtype, device):
+    """{"seconds"} of a run with one step and ten test images: the first, or one more in a grid."""
+    took = []
+    with tempfile.TemporaryDirectory() as folder:
+        small_runs.eurosat(Path(folder), split=True, n=15)
+        torch.save({name: t.half().cpu() for name, t in random_clip("cpu", torch.float32)
+                    .state_dict().items()}, f"{folder}/random.pt")
+        for seeds in (["1"], ["1", "2"]):
+            words = ["--dataset", "eurosat", "--data-root", folder, "--backbone",
+                     f"{folder}/random.pt", "--method", "maple", "--npt", "--shots", "1",
+                     "--epochs", "1", "--precision", dtype, "--device", device, "--seed", *seeds,
+                     "--out", f"{folder}/{len(seeds)}"]
+            start = time.perf_counter()
+            subprocess.run([sys.executable, train.__file__, *words], check=True,
+                           capture_output=True)
+            took.append(time.perf_counter() - start)
+    more = took[1] - took[0]
+    return {"seconds": more if where == "in a grid" else took[0] - more}
 
 
 def peak_memory(device):
@@ -174,10 +246,14 @@ def peak_memory(device):
 
 def measure_here(*case):
     """Seconds and megabytes of a case, form, precision and device."""
-    if "cut" in case:
-        textbook.text_prompts = cut_prompts()
-    seconds = (measure_command if case[0] in COMMANDS else measure)(*case)
-    return {"seconds": seconds, "megabytes": peak_memory(case[-1])}
+    textbook.text_prompts = cut_prompts() if "cut" in case else WHOLE_PROMPTS
+    if case[-1] == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    jobs = {"decoding": measure_decoding, "start": measure_start}
+    jobs |= dict.fromkeys(COMMANDS, measure_command)
+    found = jobs.get(case[0], measure)(*case)
+    return found | {"megabytes": peak_memory(case[-1])}
 
 
 def in_own_process(*case):
@@ -190,15 +266,13 @@ def in_own_process(*case):
     return json.loads(answer.stdout)
 
 
-def matrix_rate(dtype, device):
+def matrix_rate(dtype):
     """Operations a second of one matrix product of the towers' size, the ceiling for any form."""
-    a, b = (torch.randn(n, 768, device=device).to(dtype) for n in (800, 3072))
+    a, b = (torch.randn(n, 768).to(dtype) for n in (800, 3072))
     times = []
     for _ in range(30):
         start = time.perf_counter()
         a @ b.T
-        if device == "cuda":
-            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return 2 * 800 * 768 * 3072 / min(times)
 
@@ -211,10 +285,12 @@ def floor_operations(kind, method, K, batch):
     """
     prompt_ids = [[0] * 7 + clip_model.prompt_ids(name + ".")[1:] for name in class_names(K)]
     nodes = len({tuple(ids[:n + 1]) for ids in prompt_ids for n in range(len(ids))})
+    if kind == "images":
+        nodes = 0
     layers = 11 + 2 / 12
     text = nodes * layers * 12 * 512 ** 2 * 2 * (batch if method == "cocoop" else 1)
     image = batch * 197 * layers * 12 * 768 ** 2 * 2
-    if kind == "evaluation":
+    if kind != "step":
         return text + image
     # backward: gradients of activations, not of weights; of images where their tower learns
     return 2 * text + (2 if method == "maple" else 1) * image
@@ -233,24 +309,38 @@ def processor(device):
     return f"{torch.get_num_threads()} CPU cores, {words}"
 
 
+def kinds_of(case, args):
+    """[(form, precision)] in which a case is measured."""
+    if case in PARTS:
+        return [("fast", args.precisions[0])]
+    baselines = [] if case[0] == "images" else FORMS[:2]
+    if case in TOO_LARGE:
+        baselines = FORMS[1:2]
+    ours = ["fast"]
+    if args.device == "cuda":
+        ours = ["fast", "graphed"] if case[0] == "step" else ["fast"]
+        if case[0] in COMMANDS:
+            return []
+    kinds = [(form, "float32") for form in baselines]
+    kinds += [(form, dtype) for form in ours for dtype in args.precisions]
+    return [kind for kind in kinds if kind[0] in args.forms]
+
+
 def measured(case, args, rates):
     """The rows of one case, measured --rounds times by turns."""
-    kinds = [(form, "float32") for form in FORMS[:2] if form in args.forms]
-    if case in TOO_LARGE:
-        kinds = [kind for kind in kinds if kind[0] != "textbook"]
-    if "fast" in args.forms:
-        kinds += [("fast", dtype) for dtype in args.precisions]
-    rounds = [[in_own_process(*case, *kind, args.device) for kind in kinds]
+    kinds = kinds_of(case, args)
+    measure_one = measure_here if args.device == "cuda" else in_own_process
+    rounds = [[measure_one(*case, *kind, args.device) for kind in kinds]
               for _ in range(args.rounds)]
     rows = []
     for (form, dtype), same in zip(kinds, zip(*rounds, strict=True), strict=True):
+        means = {name: statistics.mean(m[name] for m in same) for name in same[0]}
         row = dict.fromkeys(COLUMNS, "") | {
             "case": title(case), "form": form, "dtype": dtype,
             "torch": torch.__version__.split("+")[0],
-            "seconds": f"{statistics.mean(m['seconds'] for m in same):.4g}",
-            "megabytes": f"{statistics.mean(m['megabytes'] for m in same):.0f}",
-            "processor": processor(args.device)}
-        if case in CASES and form == "fast":
+            **{name: f"{value:.4g}" for name, value in means.items()},
+            "megabytes": f"{means['megabytes']:.0f}", "processor": processor(args.device)}
+        if case in CASES and form == "fast" and args.device == "cpu":
             row["floor"] = f"{floor_operations(*case) / rates[dtype]:.4g}"
             row["rate"] = f"{rates[dtype] / 1e9:.0f}"
         rows.append(row)
@@ -262,6 +352,12 @@ def measured(case, args, rates):
 def title(case):
     if len(case) == 1 or case[0] in COMMANDS:
         return case[0]
+    if case[0] == "images":
+        return f"image tower, {case[-1]} images"
+    if case[0] == "decoding":
+        return f"decoding of one JPEG, {case[1]} pixels"
+    if case[0] == "start":
+        return f"a run without its steps and images, {case[1]}"
     return "{}, {}, {} classes, {} images".format(*case)
 
 
@@ -301,7 +397,9 @@ def page(rows):
         raise ValueError(f"{CSV.name} holds no measurement: leave out --page to make them")
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     made = [n for n, line in enumerate(lines) if line.startswith(("| ", "- ", "  "))]
-    return "\n".join([*lines[:made[0]], table(rows), "", remarks(rows), *lines[made[-1] + 1:], ""])
+    here, there = ([row for row in rows if on_gpu(row) == gpu] for gpu in (False, True))
+    tables = [table(here), "", remarks(here), "", gpu_table(there), "", gpu_remarks(there)]
+    return "\n".join([*lines[:made[0]], *tables, *lines[made[-1] + 1:], ""])
 
 
 def cell(row):
@@ -320,20 +418,70 @@ def ratios(slow, fast):
 
 
 def table(rows):
-    """A line for each case: both baselines, float32 and bfloat16 on the CPU, bfloat16 on a GPU."""
+    """Of the CPU, a line for each case: both baselines, float32 and bfloat16."""
     at = {key(row): row for row in rows}
-    lines = [["case", "textbook", "cut", "float32", "time", "memory", "bfloat16", "time", "memory",
-              "GPU, bfloat16"]]
-    lines.append(["---"] * len(lines[0]))
-    for case in ALL:
+    lines = [["case", "textbook", "cut", "float32", "time", "memory", "bfloat16", "time", "memory"]]
+    for case in ALL[:-len(PARTS)]:
         name = title(case)
         slow, cut = (at.get((name, form, "float32", False)) for form in FORMS[:2])
         exact, half = (at.get((name, "fast", dtype, False)) for dtype in PRECISIONS[:2])
+        baselines = ["-" if case in TOO_LARGE else cell(slow), cell(cut)]
         lines.append([f"training of `{name}`" if case[0] in COMMANDS else name,
-                      "-" if case in TOO_LARGE else cell(slow), cell(cut),
-                      cell(exact), *ratios(slow, exact), cell(half), *ratios(slow, half),
-                      cell(at.get((name, "fast", "bfloat16", True)))])
+                      *(["-", "-"] if case[0] == "images" else baselines),
+                      cell(exact), *ratios(slow, exact), cell(half), *ratios(slow, half)])
+    return drawn(lines)
+
+
+def gpu_table(rows):
+    """Of a GPU, a line for each case, in milliseconds.
+
+    The floor is taken at the rate that the image tower reaches.
+    """
+    at = {(row["case"], row["form"], row["dtype"]): row for row in rows}
+    lines = [["on a GPU: ms", "textbook", "cut", "plain", "graphed", "kernels", "launches", "floor",
+              "images/s"]]
+    tower = at.get((title(CASES[-1]), "fast", "float16"))
+    for case in CASES:
+        forms = [at.get((title(case), form, "float32")) for form in FORMS[:2]]
+        forms += [at.get((title(case), form, "float16")) for form in FORMS[2:]]
+        shown = [f"{1000 * float(row['seconds']):.1f}" if row else "-" for row in forms]
+        best = forms[3] or forms[2]
+        if best is None:
+            lines.append([title(case), *["not run"] * 8])
+            continue
+        rate = "-" if case[0] == "step" else f"{case[-1] / float(best['seconds']):,.0f}"
+        lines.append([title(case), *shown, f"{1000 * float(best['kernels']):.1f}",
+                      f"{float(best['launches']):.0f}", floor(case, tower), rate])
+    return drawn(lines)
+
+
+def floor(case, tower):
+    """Milliseconds of a case's floor, where the image tower was measured."""
+    if tower is None:
+        return "not run"
+    rate = floor_operations(*CASES[-1]) / float(tower["seconds"])
+    return f"{1000 * floor_operations(*case) / rate:.1f}"
+
+
+def drawn(lines):
+    """Rows of words as a table of Markdown."""
+    lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def gpu_remarks(rows):
+    """Which GPU it was, and what the columns are."""
+    places = dict.fromkeys(f"{row['processor']}, torch {row['torch']}" for row in rows)
+    lines = [f"{'; '.join(places) or 'No GPU'}. Both baselines in float32, the others in float16. "
+             '"kernels" is the time for which the GPU was busy; it and "launches" belong to the '
+             "graphed form, else to the plain one. The floor is taken at the rate that the image "
+             "tower reaches."]
+    return bullets(lines)
+
+
+def bullets(lines):
+    return "\n".join(textwrap.fill(line, 100, initial_indent="- ", subsequent_indent="  ",
+                                   break_on_hyphens=False) for line in lines)
 
 
 def remarks(rows):
@@ -353,8 +501,7 @@ def remarks(rows):
              f"measured in the same run: billions of operations a second, {rates}."]
     lines += [f"{row['case']}, {row['form']}, {row['dtype']}: {row['note']}."
               for row in rows if row["note"]]
-    return "\n".join(textwrap.fill(line, 100, initial_indent="- ", subsequent_indent="  ",
-                                   break_on_hyphens=False) for line in lines)
+    return bullets(lines)
 
 
 # The command line ------------------------------------------------------------------------------
@@ -366,8 +513,8 @@ def parse(argv=None):
     p.add_argument("--device", choices=["cpu", "cuda"],
                    default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
-    p.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS[:2],
-                   help="of the fast form")
+    p.add_argument("--precisions", nargs="+", choices=PRECISIONS,
+                   help="of the last two forms (float32 and bfloat16; on a GPU float16)")
     p.add_argument("--cases", nargs="+", type=data.whole(0, len(ALL) - 1), metavar="N",
                    default=list(range(len(ALL))), help=f"measure these only: {cases}")
     p.add_argument("--rounds", type=data.whole(1), default=2,
@@ -375,6 +522,7 @@ def parse(argv=None):
     p.add_argument("--page", action="store_true", help="only make the table from speed.csv")
     p.add_argument("--one", help=argparse.SUPPRESS)
     args = p.parse_args(argv)
+    args.precisions = args.precisions or {"cpu": PRECISIONS[:2], "cuda": ["float16"]}[args.device]
     clip_model.pick_device(args.device)
     if len(set(args.precisions)) < len(args.precisions):
         raise ValueError(f"--precisions names one twice: {' '.join(args.precisions)}")
@@ -389,7 +537,7 @@ def run(args):
     if args.page:
         save(rows)
         return
-    rates = {name: matrix_rate(getattr(torch, name), args.device) for name in args.precisions}
+    rates = {name: matrix_rate(getattr(torch, name)) for name in args.precisions}
     for case in [ALL[n] for n in sorted(set(args.cases))]:
         new = measured(case, args, rates)
         for row in new:

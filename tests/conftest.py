@@ -1,5 +1,11 @@
-"""Makes the modules of the top level importable, and small CLIPs filled from an integer hash."""
+"""Makes the modules of the top level importable, and small CLIPs filled from an integer hash.
+
+The tests compare bytes, which a GPU's rounding breaks, and start processes, each of which would
+open a GPU: they see none. Those marked NEEDS_CUDA run in a process of their own, see
+tests/test_cuda.py.
+"""
 import math
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +17,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import clip_model
+
+OUTSIDE = dict(os.environ)
+GPUS = torch.cuda.device_count()                        # asked for without opening one
+ON_A_GPU = os.environ.get("TESTS_ON_A_GPU") == "1"
+if not ON_A_GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+NEEDS_CUDA = pytest.mark.skipif(not ON_A_GPU, reason="needs CUDA")
+torch.set_num_threads(1)                                # as processes that tests start have it
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def hash_uniform(shape, k):

@@ -20,7 +20,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,8 +33,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import hash_state
-from small_runs import done, eurosat, files, write_classes
-from test_runs import ALONE, SCRIPT, WORLD, killed_at, run_files
+from small_runs import SCRIPT, done, eurosat, files, started, told, write_classes
+from test_runs import WORLD, killed_at, run_files
 
 import clip_model
 import data
@@ -402,19 +401,14 @@ def writers(tally, seed, cases, root):
 
 # Two at once -----------------------------------------------------------------------------------
 
-def started(words, cwd, script=SCRIPT):
-    return subprocess.Popen([sys.executable, str(script), *map(str, words)], cwd=cwd, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ALONE)
-
-
 def belongs(folder):
     """What is wrong with a run folder, "" where its numbers are those of its prompts."""
-    kept = json.loads((folder / "result.json").read_text())
+    kept = told(folder / "result.json")
     if set(os.listdir(folder)) - {*data.OF_A_RUN, "evaluation"} or (folder / "state.pt").exists():
         return f"left {os.listdir(folder)}"
     with tempfile.TemporaryDirectory() as out:          # it compares sums of prompts and result
         done(folder, "--out", out, main=evaluate.main)
-        found = json.loads((Path(out) / "base-to-novel.json").read_text())["results"]
+        found = told(Path(out) / "base-to-novel.json")["results"]
     if abs(found["base"]["accuracy"] - kept["base"]) > 1e-4:
         return f"{found['base']['accuracy']} now, {kept['base']} in the result"
     return ""
@@ -517,7 +511,6 @@ def run(argv=None):
     unknown = set(args.parts) - PARTS.keys()
     if unknown:
         raise ValueError(f"unknown part {min(unknown)}; expected {', '.join(PARTS)}")
-    torch.set_num_threads(1)
     for name in args.parts or PARTS:
         part, cases = PARTS[name]
         start = time.monotonic()

@@ -1,15 +1,21 @@
-"""What tests of train.py and evaluate.py share: folders of pictures, calls as a user makes them."""
+"""What tests of runs share: folders of pictures, small commands, calls as a user makes them."""
 import contextlib
 import csv
 import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 from PIL import Image
 
 import data
 import train
+
+SCRIPT = Path(train.__file__)
 
 
 def picture(seed, size=32):
@@ -47,6 +53,16 @@ def eurosat(root, split=False, n=20):
     return folder
 
 
+NAMED = "-n_ctx2-epochs1-backbonesmall"             # in a run's name what command() asks for
+
+
+def command(place, archive, method="coop", **counts):
+    """A command of a moment, without --out, and its folder of pictures, pets/."""
+    pictures = write_classes(place / "pets", counts or {"cat": 8, "dog": 8})
+    context = [] if method == "zeroshot" else ["--n-ctx", 2, "--epochs", 1]
+    return ["--method", method, *context, "--dataset", pictures, "--backbone", archive]
+
+
 def call(main, *argv):
     """-> exit code, stdout, stderr of main(argv)."""
     out, err = io.StringIO(), io.StringIO()
@@ -71,13 +87,27 @@ def refused(*argv, main=train.main):
     return lines[-1]
 
 
+def started(words, cwd, script=SCRIPT, **env):
+    """A script in a process of its own."""
+    return subprocess.Popen([sys.executable, str(script), *map(str, words)], cwd=cwd, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | env)
+
+
 def read(path):
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
+def told(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def result(run):
+    return told(Path(run, "result.json"))
+
+
 def files(folder):
     """{path in the folder: sum of its bytes}."""
-    found = [p for p in folder.rglob("*") if p.is_file()]
+    found = [p for p in Path(folder).rglob("*") if p.is_file()]
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in found}

@@ -3,6 +3,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +60,14 @@ def test_what_is_no_plain_file_is_refused_in_a_moment(kind, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_too_many_pixels_are_refused(tmp_path, monkeypatch):
+def test_what_pil_would_warn_of_is_read_and_bombs_and_strips_are_refused(tmp_path, monkeypatch):
+    """PIL warns from MAX_IMAGE_PIXELS on, 89 million, and refuses twice as many."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    for w, h, own, published in ((100, 100, "", ""), (120, 120, "pixels", ""), (2000, 2, "", ""),
-                                 (150, 150, "pixels", "pixels"), (2001, 2, "pixels", "pixels")):
+    for w, h, words in ((100, 100, ""), (120, 120, ""), (200, 100, ""), (2000, 2, ""),
+                        (201, 100, "20100 pixels.*at most 20,000 pixels"),
+                        (2001, 2, "2001 x 2 pixels: shrink it")):
         Image.new("L", (w, h), 70).save(tmp_path / "a.png")
-        for exif, words in ((True, own), (False, published)):
+        for exif in (True, False):
             with refusal(words):
                 assert data.open_picture(tmp_path / "a.png", exif).getpixel((0, 0)) == (70,) * 3
 
@@ -93,6 +97,28 @@ def test_large_jpegs_of_ones_own_are_decoded_at_a_part_of_their_size(tmp_path):
         assert own.tobytes() == whole.tobytes() if height == 2687 else own.size == (1500, 1344)
     seen = [np.asarray(image.resize((224, 224), Image.BICUBIC), int) for image in (whole, own)]
     assert np.abs(seen[0] - seen[1]).mean() < 1
+
+
+@pytest.mark.parametrize("loads", ["load('pets')", "load_kept(Path('split.json'), 'pets')"])
+def test_an_unguarded_script_under_spawn_ends_in_a_line(loads, at):
+    """Its worker runs the script again, up to the first photos that it loads."""
+    write_classes(at / "pets", {"cat": 4, "dog": 4})
+    data.write("split.json", data.split_text(data.load("pets")))
+    Path("script.py").write_text(f"""
+import multiprocessing, os, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(data.__file__).parent)!r})
+import data
+multiprocessing.set_start_method("spawn", force=True)
+os.cpu_count = lambda: 1
+dataset = data.{loads}
+data.run_script(lambda: len(list(data.batches(dataset, dataset.test, 32, "cuda"))))
+""")
+    ended = subprocess.run([sys.executable, "-W", "ignore", "script.py"], capture_output=True,
+                           text=True, timeout=120)
+    first, last = ended.stderr.splitlines()
+    assert 'its call under `if __name__ == "__main__":`' in first
+    assert last.startswith("error: DataLoader worker") and last.endswith("exited unexpectedly")
 
 
 # Folders ------------------------------------------------------------------------------------------
@@ -155,6 +181,7 @@ def test_names_that_clips_tokens_do_not_tell_apart(names, said, tmp_path):
     ("0 1 10 2", "zero one two ten", None), ("0 1 2", "zero one two", ["zero", "one", "two"]),
     ("0 1 10 2", "10,ten 0,zero 2,two 1,one", ["zero", "one", "ten", "two"]),
     ("0 1 2", '2;"two,_three" 0;zero 1;one', ["zero", "one", "two,_three"]),
+    ("a b", "b:bee a:ant", ["ant", "bee"]), ("a b", "a=ant b=bee", None),
     ("a b", "b|bee a|ant", ["ant", "bee"]), ("B a", "bee ant", None), ("a b", "b a", ["a", "b"]),
     ("a b", "folder,name a,ant b,bee", None), ("a b", "a|ant cow", None)])
 def test_class_names_reach_their_folders_or_are_refused(folders, lines, expected, tmp_path):

@@ -7,13 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from small_runs import done, files, read, refused, write_classes
+from small_runs import call, done, files, read, refused, write_classes
 from test_data import counted, pictures_in, write
 
 import clip_model
 import data
 import evaluate
 import train
+from assets import report
 
 LONG_TAIL = {"ant": 5, "bee": 40, "cow": 10}            # 60 % train: 3, 24, 6
 COOP = ["--method", "coop", "--n-ctx", 2, "--epochs", 1]
@@ -71,7 +72,8 @@ def test_a_folder_that_comes_divided(parts, sizes, note, tmp_path):
 @pytest.mark.parametrize("names, fault", [
     (["a/1.jpg", "a/2.jpg", "empty one/x.txt"], "empty one: class folder without a picture"),
     (["a/1.jpg", "c/1.heic"], "c: class folder without a picture.*convert to JPEG"),
-    (["train/a/1.jpg", "test/a/1.jpg", "test/b/0.jpg"], "test/b/0.jpg of class 'b'"),
+    (["train/a/1.jpg", "test/a/1.jpg", "test/b/0.jpg", "test/c/0.jpg"],
+     "test/b/0.jpg of class 'b', 'c', none of the 1 classes of train"),
     (["train/a/1.jpg", "other/1.jpg"], "train/ without test/"),
     (["a/1.jpg", "a/2.jpg", "b/0.jpg"], "1 classes have one picture only, b/0.jpg"),
     (["1.jpg", "2.jpg", "3.jpg"], "expected one sub-folder for each class, found 3 loose files"),
@@ -143,6 +145,27 @@ def test_published_datasets_and_the_world_keep_16_and_1():
         ("world", 16, 1.0): 2, ("pets", None, None): 2}
 
 
+@pytest.mark.parametrize("words, names", [
+    ("", "world-maple-tau1-seed1"), ("--dataset a/pets", "pets-maple-natural-seed1"),
+    ("--shots 16 --epochs 5 --lr 0.0035 --n-ctx 2 --backbone tiny", "world-maple-tau1-seed1"),
+    ("--device cpu --data-root x --out y", "world-maple-tau1-seed1"),       # where a run works
+    ("--dataset pets --shots 4", "pets-maple-tau1-seed1-shots4"),
+    ("--dataset pets --shots 16", "pets-maple-tau1-seed1"),
+    ("--method coop --epochs 5 --batch-size 4", "world-coop-tau1-seed1-epochs5-batch_size4"),
+    ("--method cocoop --npt --w2 .5 --lr 1e-3", "world-cocoop-npt-tau1-seed1-w20.5-lr0.001"),
+    ("--backbone ViT-B/16 --precision float32 --test-images 3 --classes all --reduction sum --npt",
+     "world-maple-npt-tau1-seed1-reductionsum-classesall-backboneViT_B_16-test_images3-"
+     "precisionfloat32"),
+    ("--method coop --ctx-init ../up/x --backbone /some/where/my-clip.pt --class-specific",
+     "world-coop-tau1-seed1-ctx_initx-class_specific-backbonemy_clip"),
+    ("--seed 1 2 --draw-seed 1",
+     "world-maple-tau1-seed1-draw_seed1 world-maple-tau1-seed2-draw_seed1"),
+    ("--lr 0.0035 0.1 --epochs 2",          # of a grid's axis also the usual value, as ever
+     "world-maple-tau1-seed1-epochs2-lr0.0035 world-maple-tau1-seed1-epochs2-lr0.1")])
+def test_a_runs_name_has_every_setting_that_is_not_the_usual_one(words, names):
+    assert [run.name for run in train.parse(words.split())] == names.split()
+
+
 # A run --------------------------------------------------------------------------------------------
 
 def test_a_run_says_what_trains_tests_and_stays_unused(folder, archive):
@@ -150,7 +173,7 @@ def test_a_run_says_what_trains_tests_and_stays_unused(folder, archive):
     printed = done(*words, "--seed", 7)
     assert "photos    33 train, 22 test\n" in printed and "byte for byte" not in printed
     assert "images    33: 3 24 6; min/max = 0.125 where the folder's own counts" in printed
-    run = Path("runs/farm-coop-natural-seed7")
+    run = Path("runs/farm-coop-natural-seed7-n_ctx2-epochs1-backbonesmall")
     for name in ("run.json", "result.json"):
         settings = json.loads((run / name).read_text())
         assert settings["tau"] is settings["shots"] is None
@@ -188,29 +211,57 @@ def test_photos_that_came_after_the_run_are_said_and_change_nothing(folder, arch
     assert files(Path("before")) == files(Path("after"))
 
 
-def test_twins_are_found_and_named_before_training(folder, archive):
-    """The same bytes in train and test, in two classes; two photos of one class are none."""
+def test_twins_are_named_before_training_and_in_every_evaluation(folder, archive):
+    """The same bytes in train and test, or in two classes wherever; two of one class are none."""
     dataset = data.load(folder)
-    assert data.twins(dataset, dataset.train) == ([], [])
+    assert data.twins(dataset) == ([], []) and not dataset.notes
     (ant, _), (other, _) = dataset.train[:2]
-    (cow, _), test = dataset.train[-1], dataset.test[3][0]
-    for name in (other, cow, test):
+    (cow, _), bee, bee_2 = dataset.train[-1], dataset.test[3][0], dataset.test[4][0]
+    cow_2 = dataset.test[-1][0]
+    shutil.copy(folder / bee_2, folder / cow_2)             # both of the test part
+    for name in (other, cow, bee):
         shutil.copy(folder / ant, folder / name)
-    assert data.twins(dataset, dataset.train) == ([(test, ant)], [(ant, cow)])
-    assert data.twins(dataset, dataset.train[2:]) == ([(test, cow)], [])
-    printed = done(*COOP, "--dataset", folder, "--backbone", archive)
-    assert f"1 test photos are training photos too, byte for byte, first {test} = {ant}" in printed
-    assert f"1 training photos stand in two classes, byte for byte, first {ant} = {cow}" in printed
+    tested, torn = [(bee, ant)], [(ant, cow), (ant, bee), (bee_2, cow_2)]
+    assert data.twins(dataset) == (tested, torn)
+    run, new = "runs/farm-coop-natural-seed1-n_ctx2-epochs1-backbonesmall", "--targets"
+    words = [*COOP, "--dataset", folder, "--backbone", archive]
+    grid = ["--seed", 1, 2, "--draw-seed", 1, "--out", "g"]         # once for all its runs
+    for command, main in ((words, train.main), ([*words, *grid], train.main),
+                          ([run], evaluate.main), ([run], report.main), ([folder], data.main),
+                          ([run, "--task", "cross-dataset", new, folder], evaluate.main)):
+        out = done(*command, main=main)
+        assert out.count("byte for byte") == 2
+        assert (f"1 test photos are training photos too, byte for byte, first {bee} = {ant}: remove"
+                in out)
+        assert f"3 photos stand in two classes, byte for byte, first {ant} = {cow}: one of" in out
+    assert "coop on farm, split: made here: 60/40 % of each class's sorted pictures" in out
+    assert "test part alone is tested; assets/report.py RUN --photos FOLDER tests all" in out
+
+
+def test_a_run_says_what_it_is_before_it_reads_photos_and_names_all_that_are_bad(folder, archive):
+    for i in range(1, 8):
+        (folder / f"bee/bee_{i}.png").write_bytes(b"no picture %d" % i)
+    words = [*COOP, "--dataset", folder, "--backbone", archive]
+    for grid, times in (([], 1), (["--seed", 1, 2], 0)):            # they are known already
+        code, out, err = call(train.main, *words, *grid)
+        assert (code, err.count("7 of 55 pictures can't be used, first")) == (
+            (2, 1) if not grid else (1, 2))
+        lines = [out.count(f"bee_{i}.png: not a readable picture") for i in range(1, 8)]
+        assert lines == [times] * 7
+        assert grid or out.startswith("coop on farm: 3 all classes")
+    assert not list(Path("runs").glob("*/run.json"))                # no folder is held
 
 
 def test_pictures_of_one_size_are_no_twins_and_read_once_each(tmp_path, monkeypatch):
-    dataset = data.load(write_classes(tmp_path / "bitmaps", {"ant": 4, "bee": 4}, "bmp"))
-    assert len({dataset.path(name).stat().st_size for name, _ in dataset.train}) == 1
-    read_files, checksum = [], clip_model.file_sha256
+    folder, read_files = write_classes(tmp_path / "bitmaps", {"ant": 4, "bee": 4}, "bmp"), []
+    checksum = clip_model.file_sha256
     monkeypatch.setattr(clip_model, "file_sha256",
                         lambda path: read_files.append(path) or checksum(path))
-    assert data.twins(dataset, dataset.train) == ([], [])
-    assert len(read_files) == len(set(read_files)) == 8
+    dataset = data.load(folder)
+    assert len({dataset.path(name).stat().st_size for name, _ in dataset.train}) == 1
+    assert dataset.notes == [] and len(read_files) == len(set(read_files)) == 8
+    shutil.copy(folder / "ant/ant_1.bmp", folder / "bee/bee_1.bmp")
+    assert data.load(folder).notes[-1].startswith("1 photos stand in two classes, byte for byte")
 
 
 def test_words_that_the_tiny_clip_never_saw_are_named(at):

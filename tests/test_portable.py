@@ -1,15 +1,11 @@
 """What holds on every laptop: other consoles, folder names with accents, workers started anew."""
 import ast
-import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import refused, write_classes
+from small_runs import started, told, write_classes
 
 import data
 import train
@@ -26,44 +22,38 @@ def untouched():
             and not {"__pycache__", ".git", ".pytest_cache", ".ruff_cache"} & {*path.parts}}
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-def test_a_console_without_some_letters_in_a_folder_with_accents(tmp_path, archive, encoding):
-    """A whole run, in a process with the console of Windows; the checkout is only read."""
+def test_a_console_without_some_letters_in_a_folder_with_accents(tmp_path, archive):
+    """A whole run, in a process whose console has fewer letters than Windows'.
+
+    The checkout is only read.
+    """
     here = tmp_path / "mes données (été)"
     write_classes(here / "Fotos ä", {"日本 neko": 8, "chien été": 8, "fox": 8})
     before = untouched()
     words = ["--dataset=Fotos ä", f"--backbone={archive}", "--epochs=1", "--shots=2"]
-    process = subprocess.run([sys.executable, train.__file__, *words], cwd=here,
-                             capture_output=True, timeout=180,
-                             env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"})
-    assert process.returncode == 0, process.stderr
-    assert rb"[u_1] [u_2] of a \u65e5\u672c neko." in process.stdout
+    process = started(words, here, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    out, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    assert r"[u_1] [u_2] of a \u65e5\u672c neko." in out
     assert sorted(p.name for p in here.iterdir()) == ["Fotos ä", "runs"]
     run, = (p for p in (here / "runs").iterdir() if p.name != "features")
-    assert run.name == "Fotos ä-maple-tau1-seed1"
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    assert any(prompt.endswith(" of a 日本 neko.") for prompt in facts["prompts"])
+    assert run.name == "Fotos ä-maple-tau1-seed1-shots2-epochs1-backbonesmall"
+    assert any(words.endswith(" of a 日本 neko.") for words in told(run / "run.json")["prompts"])
     assert untouched() == before
 
 
-def test_where_runs_cannot_be_made_another_out_is_named(at):
-    Path("runs").write_text("a file", encoding="utf-8")
-    line = refused("--dataset", "world", "--method", "coop", "--epochs", 1, "--test-images", 1)
-    assert "can't be made" in line and "give another --out" in line
-
-
-def test_pictures_can_be_sent_to_workers_and_have_slashes_in_their_names(tmp_path):
+def test_pictures_are_the_same_in_any_worker_whatever_was_drawn_before(tmp_path):
     """Where workers are started anew (Windows, macOS, Linux from Python 3.14) all is pickled."""
     dataset = data.load(write_classes(tmp_path / "pets", {"big cat": 8, "dög": 8}))
-    for train_view, kind in ((False, data.Pictures), (True, data.TrainingPictures)):
-        view = data.transform(32, train_view)
-        images = kind(dataset, dataset.train, view, *([5] if train_view else []))
-        sent = pickle.loads(pickle.dumps(images))
-        index = (0, 3) if train_view else 3
-        assert torch.equal(sent[index][0], images[index][0]) and len(sent) == len(dataset.train)
-    names = [name for name, _ in dataset.train + dataset.test]
-    assert all(name.count("/") == 1 and "\\" not in name for name in names)
-    assert dataset.path("dög/dög_1.png") == tmp_path / "pets" / "dög" / "dög_1.png"
+    assert {name.split("/")[0] for name, _ in dataset.train} == {"big cat", "dög"}
+    for batches in (data.batches(dataset, dataset.test, 32, "cpu", 4),
+                    data.training_batches(dataset, dataset.train, 32, "cpu", 4, 2, seed=3)):
+        loader = batches.loader
+        others = torch.utils.data.DataLoader(pickle.loads(pickle.dumps(loader.dataset)),
+                                             batch_sampler=loader.batch_sampler, num_workers=2)
+        for (images, y), (same, labels) in zip(loader, others, strict=True):
+            assert torch.equal(images, same) and torch.equal(y, labels)
+            torch.rand(1)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

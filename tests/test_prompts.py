@@ -25,6 +25,8 @@ SETTINGS = {                                                # one row a form of 
                          "prompt_depth": 1},
     "maple six tokens": {"method": "maple", "n_ctx": 6, "prompt_depth": 2},
 }
+PLACED = {place: {"method": "coop", "n_ctx": 3, "class_place": place}
+          for place in ("middle", "front")}
 
 
 def learner_of(clip, setting, classnames=RAGGED):
@@ -60,7 +62,7 @@ def test_fast_form_equals_textbook(small_clip, setting, batch):
     assert_same(learner_of(small_clip, setting), torch.randn(batch, 3, 32, 32))
 
 
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("setting", (SETTINGS | PLACED).values(), ids=SETTINGS | PLACED)
 def test_each_prompt_by_itself_equals_the_tree(small_clip, setting):
     learner = learner_of(small_clip, setting)
     z = F.normalize(torch.randn(2, 64), dim=-1)
@@ -74,24 +76,25 @@ def test_each_prompt_by_itself_equals_the_tree(small_clip, setting):
             torch.testing.assert_close(F.normalize(g_k, dim=0), g[n, k], atol=1e-5, rtol=0)
 
 
-def test_a_prompt_is_start_learned_words_name_and_end(small_clip):
-    start, of, a, cat, stop, end = clip_model.prompt_ids("of a cat.")
-
-    def ids(k=0, **setting):
-        return learner_of(small_clip, setting, ["cat", "dog"]).token_ids(k, "cat")
-
-    assert (ids(method="maple", n_ctx=2, ctx_init="a photo of a")
-            == [start, -1, -2, of, a, cat, stop, end])
-    assert (ids(method="maple", n_ctx=5, ctx_init="a photo of a big old")   # From MaPLe: random
-            == [start, -1, -2, -3, -4, -5, cat, stop, end])
-    assert ids(method="cocoop", ctx_init="a photo of a") == [start, -1, -2, -3, -4, cat, stop, end]
-    assert ids(1, method="coop", n_ctx=2) == [start, -1, -2, cat, stop, end]
-    assert ids(1, method="coop", n_ctx=2, class_specific=True) == [start, -3, -4, cat, stop, end]
-    assert ids(method="zeroshot", ctx_init="of a") == [start, of, a, cat, stop, end]
-    u, words = torch.randn(2, 64), small_clip.token_embedding.weight
-    t = prompts.text_prompt(small_clip, [start, -1, -2, cat, stop, end], u)
-    wanted = [words[start], u[0], u[1], words[cat], words[stop], words[end]]
-    assert all(torch.equal(vector, other) for vector, other in zip(t, wanted, strict=True))
+@pytest.mark.parametrize("setting, order, shown", [
+    (SETTINGS["maple"], [-1, -2, "of", "a", "red", "cat"], "[u_1] [u_2] of a red cat."),
+    ({"method": "maple", "n_ctx": 5, "ctx_init": "a photo of a big old"},       # From MaPLe: random
+     [-1, -2, -3, -4, -5, "red", "cat"], "[u_1] .. [u_5] red cat."),
+    (SETTINGS["cocoop"], [-1, -2, -3, -4, "red", "cat"], "[u_1] [u_2] [u_3] [u_4] red cat."),
+    ({"method": "coop", "n_ctx": 2}, [-1, -2, "red", "cat"], "[u_1] [u_2] red cat."),
+    (SETTINGS["coop class-specific"], [-4, -5, -6, "red", "cat"], "[u_1] [u_2] [u_3] red cat."),
+    # CLASS_TOKEN_POSITION of CoOp; in the middle, half of the vectors come first, rounded down
+    (PLACED["middle"], [-1, "red", "cat", -2, -3], "[u_1] red cat [u_2] [u_3]."),
+    (PLACED["front"], ["red", "cat", -1, -2, -3], "red cat [u_1] [u_2] [u_3]."),
+    ({"method": "zeroshot"}, ["a", "photo", "of", "a", "red", "cat"], "a photo of a red cat."),
+    ({"method": "zeroshot", "ctx_init": "of a"}, ["of", "a", "red", "cat"], "of a red cat.")])
+def test_prompts_as_text(small_clip, setting, order, shown):
+    """And as ids: start, learned vectors, words, "." and end."""
+    learner = learner_of(small_clip, setting, ["dog", "red_cat"])
+    assert learner.show_prompt("red_cat") == shown
+    ids = [clip_model.prompt_ids(word)[1] if isinstance(word, str) else word for word in order]
+    start, dot, end = clip_model.prompt_ids(".")
+    assert learner.token_ids(1, "red_cat") == [start, *ids, dot, end]
 
 
 @pytest.mark.parametrize("setting", [
@@ -172,17 +175,6 @@ def test_other_sizes(shape, method):
     assert_same(learner, torch.randn(2, 3, 32, 32))
 
 
-def test_tree_holds_every_shared_start_once():
-    #      start  a   golden  retriever end   and the like: 9 is the start token, 8 the end
-    tree = prompts.PromptTree([[9, 1, 2, 3, 8], [9, 1, 2, 4, 8], [9, 5, 8], [9, 1, 2, 3, 8]])
-    assert tree.tokens.tolist() == [9, 1, 2, 3, 8, 4, 8, 5, 8]
-    assert tree.positions.tolist() == [0, 1, 2, 3, 4, 3, 4, 1, 2]
-    assert tree.ends.tolist() == [4, 6, 8, 4]
-    seen = [row.nonzero()[:, 0].tolist() for row in tree.mask]
-    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 5],
-                    [0, 1, 2, 5, 6], [0, 7], [0, 7, 8]]
-
-
 def test_tree_is_the_one_drawn():
     """The drawing in PromptTree's docstring is the oracle, read as it stands there."""
     drawing = prompts.PromptTree.__doc__
@@ -204,15 +196,6 @@ def test_tree_is_the_one_drawn():
         assert getattr(tree, name).tolist() == [int(n) for n in listed]
     node, seen = re.search(r"node (\d+) sees ([\d ]+):", drawing).groups()
     assert tree.mask[int(node)].nonzero()[:, 0].tolist() == [int(n) for n in seen.split()]
-
-
-def test_encode_text_equals_textbook(small_clip):
-    tokens = clip_model.tokenize(
-        ["a photo of a cat.", "x", "seven words make a rather longer text"])
-    W = dict(small_clip.named_parameters())
-    slow = textbook.G_l(W, W["token_embedding.weight"][tokens], tokens.argmax(dim=1))
-    fast = F.normalize(small_clip.encode_text(tokens), dim=-1)
-    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
 
 
 def test_eq1_logits_are_cosines_over_lambda(small_clip):
@@ -278,29 +261,6 @@ def test_text_features_held_by_the_caller_are_those_computed_anew(small_clip):
     assert torch.equal(learner(images, learner.text_features())[0], learner(images)[0])
 
 
-def test_checkpoint_of_another_shape_is_refused(small_clip):
-    learner = learner_of(small_clip, SETTINGS["maple"])
-    line = "must hold ctx of shape .2, 64.*it has one of shape .4, 64"
-    with pytest.raises(ValueError, match=line):
-        prompts.load_trainable(learner, {"ctx": torch.zeros(4, 64)})
-    with pytest.raises(ValueError, match="it has none"):
-        prompts.load_trainable(learner, {})
-
-
-def test_prompts_as_text(small_clip):
-    def show(**setting):
-        return learner_of(small_clip, setting).show_prompt("Sea_or Lake")
-
-    assert (show(method="maple", n_ctx=2, ctx_init="a photo of a")
-            == "[u_1] [u_2] of a Sea or Lake.")
-    assert (show(method="cocoop", ctx_init="a photo of a")
-            == "[u_1] [u_2] [u_3] [u_4] Sea or Lake.")
-    assert show(method="coop", n_ctx=2) == "[u_1] [u_2] Sea or Lake."
-    assert show(method="coop", n_ctx=16) == "[u_1] .. [u_16] Sea or Lake."
-    zeroshot = prompts.build("zeroshot", small_clip, ["x"])
-    assert zeroshot.show_prompt("Sea_or Lake") == "a photo of a Sea or Lake."
-
-
 def test_learned_vectors_start_at_the_words_or_at_random(small_clip):
     a, photo = clip_model.prompt_ids("a photo")[1:-1]
     learner = prompts.build("maple", small_clip, ["cat"], n_ctx=2, ctx_init="a photo of a")
@@ -323,25 +283,25 @@ def test_maples_depth_is_nine_or_all_layers_where_there_are_fewer(small_clip, mo
     ({"method": "maple", "prompt_depth": 4}, "prompt depth must be from 1 to 3.*got 4"),
     ({"method": "maple", "prompt_depth": 0}, "prompt depth must be from 1 to 3"),
     ({"method": "coop", "n_ctx": 0}, "n_ctx must be at least 1"),
+    ({"method": "coop", "n_ctx": 77}, "n_ctx must be at least 1 and below 77"),
     ({"method": "maple", "n_ctx": 3, "ctx_init": "photo"}, "fewer: 'photo'"),
+    ({"method": "cocoop", "ctx_init": "{} here"}, "words before a class name, without {}"),
     ({"method": "maple", "class_specific": True}, "class_specific is a setting of coop"),
-])
-def test_settings_that_do_not_fit(small_clip, arguments, message):
-    method = arguments.pop("method")
-    with pytest.raises(ValueError, match=message):
-        prompts.build(method, small_clip, ["cat"], **arguments)
-
-
-def test_class_name_beyond_77_tokens_is_named(small_clip):
-    with pytest.raises(ValueError, match="class 'cat cat .*tokens where CLIP takes 77"):
-        prompts.build("coop", small_clip, ["dog", "cat " * 61])
+    ({"method": "coop", "classnames": []}, "at least one class name"),
+    ({"method": "coop", "classnames": ["dog", "cat " * 61]}, "class 'cat cat .*CLIP takes 77"),
     # 1 + 16 + 58 + "." + 1 = 77 tokens: the last to fit
+    ({"method": "coop", "classnames": ["cat " * 59]}, "78 tokens")])
+def test_settings_that_do_not_fit(small_clip, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prompts.build(clip=small_clip, **{"classnames": ["cat"], **arguments})
     prompts.build("coop", small_clip, ["cat " * 58])
-    with pytest.raises(ValueError, match="78 tokens"):
-        prompts.build("coop", small_clip, ["cat " * 59])
 
 
-def test_class_specific_contexts_do_not_move_to_other_classes(small_clip):
+def test_what_was_learned_otherwise_is_refused(small_clip):
+    learner = learner_of(small_clip, SETTINGS["maple"])
+    for state, found in (({"ctx": torch.zeros(4, 64)}, "one of shape .4, 64"), ({}, "none")):
+        with pytest.raises(ValueError, match=f"must hold ctx of shape .2, 64.*it has {found}"):
+            prompts.load_trainable(learner, state)
     with pytest.raises(ValueError, match="class-specific contexts belong"):
         learner_of(small_clip, SETTINGS["coop class-specific"]).set_classes(["River"])
 
@@ -364,24 +324,3 @@ def test_steps_of_eq7_lower_the_loss_and_bring_images_to_their_texts(small_clip,
     (loss_0, l_mi_0, own_0, right_0), (loss, l_mi, own, right) = seen[0], seen[-1]
     assert loss < 0.6 * loss_0 and l_mi < l_mi_0 - 0.05
     assert own > own_0 + 0.03 and right > right_0
-
-
-@pytest.mark.parametrize("place, order, shown", [
-    ("end", [-1, -2, -3, "red", "cat"], "[u_1] [u_2] [u_3] red_cat."),
-    ("middle", [-1, "red", "cat", -2, -3], "[u_1] red_cat [u_2] [u_3]."),
-    ("front", ["red", "cat", -1, -2, -3], "red_cat [u_1] [u_2] [u_3].")])
-def test_the_place_of_coops_class_name_by_hand(small_clip, place, order, shown):
-    """CLASS_TOKEN_POSITION of CoOp; in the middle, half of the vectors come first, rounded down."""
-    learner = prompts.build("coop", small_clip, ["red_cat"], n_ctx=3, class_place=place)
-    assert learner.show_prompt("red_cat") == shown.replace("_cat", " cat")
-    ids = [clip_model.prompt_ids(word)[1] if isinstance(word, str) else word for word in order]
-    start, dot, end = clip_model.prompt_ids(".")
-    assert learner.token_ids(0, "red_cat") == [start, *ids, dot, end]
-    table, u = small_clip.token_embedding.weight, learner.ctx
-    x = torch.stack([u[-1 - i] if i < 0 else table[i] for i in [start, *ids, dot, end]])
-    x = (x + small_clip.positional_embedding[:len(x)])[None]
-    seen = torch.ones(x.shape[1], x.shape[1]).tril().bool()
-    for block in small_clip.transformer.resblocks:
-        x = block(x, seen)
-    g = small_clip.ln_final(x[0, -1]) @ small_clip.text_projection
-    torch.testing.assert_close(learner.text_features()[0], g / g.norm())

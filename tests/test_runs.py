@@ -1,18 +1,26 @@
 """Runs that add up: grids, killed runs that go on bit for bit, shared features, processes."""
-import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
-from small_runs import call, done, files, picture, read, refused, write_classes
+from small_runs import (
+    NAMED,
+    call,
+    command,
+    done,
+    files,
+    picture,
+    read,
+    refused,
+    told,
+    write_classes,
+)
 
 import clip_model
 import data
@@ -23,33 +31,11 @@ from assets import history
 WORLD = ["--method", "coop", "--n-ctx", "2", "--tau", "0.05", "--shots", "6", "--batch-size", "4",
          "--epochs", "3", "--test-images", "1", "--data-root", "/nowhere"]  # 3 x 6 steps, a moment
 STEPS = 18
-ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}      # of a process: with one thread
-SCRIPT = Path(train.__file__)
 SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 
 
 def run_files(folder):
-    return {name: (Path(folder) / name).read_bytes() for name in sorted(os.listdir(folder))}
-
-
-def result(run):
-    return json.loads(Path(run, "result.json").read_text())
-
-
-def command(place, archive, method="coop", **counts):
-    """A command of a moment, without --out, and its folder of pictures, pets/."""
-    pictures = write_classes(place / "pets", counts or {"cat": 8, "dog": 8})
-    context = [] if method == "zeroshot" else ["--n-ctx", 2, "--epochs", 1]
-    return ["--method", method, *context, "--dataset", pictures, "--backbone", archive]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """What other processes compute with, whose bytes must be the same."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    return {name: Path(folder, name).read_bytes() for name in sorted(os.listdir(folder))}
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +48,6 @@ def undisturbed(tmp_path_factory):
 
 class Killed(BaseException):
     """Stands for a signal that no code can catch."""
-
-
-def die(*args, **options):
-    raise Killed
 
 
 def killed_at(step, words, main=train.main):
@@ -83,48 +65,62 @@ def killed_at(step, words, main=train.main):
 
 # Going on --------------------------------------------------------------------------------------
 
-def killing(words, prepare):
-    """Run the words in a child process that is killed on the way, as prepare() arranges it."""
-    child = os.fork()
+def forked(job):
+    """Start job() in a child process -> its number; what the job returns is the exit code."""
+    child, code = os.fork(), 1
     if child == 0:
         try:
             signal.alarm(100)                           # a child that hangs fails the test
-            prepare()
-            call(train.main, *words)
+            code = job()
         finally:
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+            os._exit(code)
+    return child
+
+
+def exit_code(child):
+    """Of a child process, when it ends; below 0 it is the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def run_that_is_killed(prepare):
+    """A run of WORLD in a child process that is killed on the way, as prepare() arranges it."""
+    def job():
+        prepare()
+        call(train.main, *WORLD, "--out", "run")
+    assert exit_code(forked(job)) == -signal.SIGKILL
+
+
 @SIGNALS
-@pytest.mark.parametrize("moment, name, number", [
-    ("before", "run.json", 1), ("before", "drawn.csv", 1), ("after", "state.pt", 1),
-    ("before", "state.pt", STEPS), ("before", "log.csv", 1), ("after", "log.csv", 1),
-    ("before", "prompts.pt", 1), ("after", "prompts.pt", 1), ("before", "result.json", 1),
-    ("after", "result.json", 1)])
-def test_sigkill_in_a_write(at, undisturbed, moment, name, number):
+@pytest.mark.parametrize("moment, name, number, trains_on", [
+    ("before", "run.json", 1, False), ("before", "drawn.csv", 1, False),
+    ("after", "state.pt", 1, True), ("before", "state.pt", STEPS, True),
+    ("before", "log.csv", 1, True), ("after", "log.csv", 1, True),
+    ("before", "prompts.pt", 1, True), ("after", "prompts.pt", 1, False),   # it is trained
+    ("before", "result.json", 1, False), ("after", "result.json", 1, False)])
+def test_sigkill_in_a_write(at, undisturbed, moment, name, number, trains_on):
     def prepare():
         train.SAVE_SECONDS, replace, left = -1, os.replace, [number]
 
         def dying(part, path):
             left[0] -= path.name == name
-            if moment == "before" and path.name == name and not left[0]:
+            last = path.name == name and not left[0]
+            if last and moment == "before":
                 Path(part).write_bytes(b"half of a f")
                 kill()
             replace(part, path)
-            if path.name == name and not left[0]:
+            if last:
                 kill()
         os.replace = dying
 
-    killing([*WORLD, "--out", "run"], prepare)
+    run_that_is_killed(prepare)
     if Path("run/result.json").exists():
         assert "holds a finished run" in refused(*WORLD, "--out", "run")
     else:
-        done(*WORLD, "--out", "run")
+        assert ("goes on" in done(*WORLD, "--out", "run")) == trains_on
         assert set(os.listdir("run")) == set(undisturbed)
     kept = run_files("run")
     assert {name: kept[name] for name in undisturbed} == undisturbed
@@ -139,32 +135,46 @@ def test_a_run_killed_in_a_step_does_again_what_was_not_kept(at, undisturbed, st
         add = train.Log.add
         train.Log.add = lambda log, *a: kill() if log.step + 1 == step else add(log, *a)
 
-    killing([*WORLD, "--out", "run"], prepare)
+    run_that_is_killed(prepare)
     printed = done(*WORLD, "--out", "run")
     assert ("goes on" in printed) == bool(kept)
     assert not kept or f"goes on   after step {kept[-1]}\n" in printed
     assert run_files("run") == undisturbed
 
 
-def test_a_trained_run_killed_in_its_last_evaluation_is_not_trained_again(at, undisturbed,
-                                                                         monkeypatch):
-    score = evaluate.score
-    monkeypatch.setattr(evaluate, "score", lambda learner, *a: score(learner, *a) if type(
-        learner).__name__ == "ZeroShot" else die())
-    with pytest.raises(Killed):
-        train.main([*WORLD, "--out", "run"])
-    monkeypatch.setattr(evaluate, "score", score)
-    monkeypatch.setattr(train, "train", lambda *a: pytest.fail("trained again"))
+@SIGNALS
+@pytest.mark.parametrize("sent, code", [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupted_run_says_so_in_one_line_and_goes_on(at, undisturbed, sent, code):
+    def job():
+        def add_and_stop(log, *terms):
+            add(log, *terms)
+            if log.step == 7:
+                os.kill(os.getpid(), signal.Signals[sent])
+        add, train.Log.add = train.Log.add, add_and_stop
+        signal.signal(signal.SIGINT, signal.SIG_DFL)    # as a script has it until run_script
+        ended, _, said = call(train.main, *WORLD, "--out", "run")
+        Path("said").write_text(said)
+        return ended
+
+    assert exit_code(forked(job)) == code
+    said = Path("said").read_text().replace("\r", "\n")
+    assert said.endswith("\ninterrupted; the same command goes on from its last saved state\n")
+    assert "Traceback" not in said
     done(*WORLD, "--out", "run")
     assert run_files("run") == undisturbed
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """A run of WORLD killed in its eighth step, its state kept after the seventh."""
+def killed_once(tmp_path_factory):
     out = tmp_path_factory.mktemp("killed") / "run"
     killed_at(8, [*WORLD, "--out", out])
     return out
+
+
+@pytest.fixture
+def killed(killed_once, tmp_path):
+    """A run of WORLD killed in its eighth step, its state kept after the seventh."""
+    return shutil.copytree(killed_once, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name, value, words", [
@@ -173,12 +183,9 @@ def killed(tmp_path_factory):
     ("w1", 0.5, "with another w1 (0.5, now 0.0)"), ("lr", 0.1, "another lr (0.1, now 0.002)"),
     ("seed", 2, "with another seed (2, now 1)")])
 def test_a_killed_run_of_other_settings_is_not_gone_on_with(killed, name, value, words):
-    told, before = (killed / "run.json").read_text(), files(killed)
-    try:
-        (killed / "run.json").write_text(json.dumps(json.loads(told) | {name: value}))
-        line = refused(*WORLD, "--out", killed)
-    finally:
-        (killed / "run.json").write_text(told)
+    train.write_json(killed / "run.json", told(killed / "run.json") | {name: value})
+    before = files(killed)
+    line = refused(*WORLD, "--out", killed)
     assert "run holds an unfinished run " in line and words in line
     assert files(killed) == before
 
@@ -186,10 +193,7 @@ def test_a_killed_run_of_other_settings_is_not_gone_on_with(killed, name, value,
 CTX, MOMENTUM = "ctx", "momentum of ctx"
 FOREIGN = {                                     # what a state may be instead of this run's own
     "no state": lambda s: None, "no sum": lambda s: s.pop("sha256") and s,
-    "rows cut": lambda s: s | {"rows": s["rows"][:3]},
-    "a column less": lambda s: s | {"rows": s["rows"][:, :3]},
-    "not finite": lambda s: s | {CTX: s[CTX] / 0}, "zeros": lambda s: s | {CTX: 0 * s[CTX]},
-    "to be broadcast": lambda s: s | {CTX: s[CTX][:1]},
+    "rows cut": lambda s: s | {"rows": s["rows"][:3]}, "zeros": lambda s: s | {CTX: 0 * s[CTX]},
     "half precision": lambda s: s | {CTX: s[CTX].half()},
     "no momentum": lambda s: {name: value for name, value in s.items() if name != MOMENTUM},
     "other momentum": lambda s: s | {MOMENTUM: -s[MOMENTUM]}}
@@ -198,62 +202,32 @@ FOREIGN = {                                     # what a state may be instead of
 @pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
 def test_a_state_that_is_not_this_runs_is_not_taken_up(killed, change):
     path = killed / "state.pt"
-    whole = path.read_bytes()
-    try:
-        torch.save(change(torch.load(path, weights_only=True)), path)
-        assert "state.pt: damaged, or of other settings" in refused(*WORLD, "--out", killed)
-        assert not (killed / "prompts.pt").exists()
-    finally:
-        path.write_bytes(whole)
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    assert "state.pt: damaged, or of other settings" in refused(*WORLD, "--out", killed)
+    assert not (killed / "prompts.pt").exists()
 
 
 @pytest.mark.parametrize("words", [["--seed", 2, "--draw-seed", 1], ["--lr", 0.1]])
 def test_the_state_of_another_run_is_not_taken_up(killed, tmp_path, words):
     killed_at(8, [*WORLD, *words, "--out", tmp_path / "other"])
-    shutil.copytree(killed, tmp_path / "run")
-    shutil.copy(tmp_path / "other/state.pt", tmp_path / "run")
-    assert "of other settings or pictures" in refused(*WORLD, "--out", tmp_path / "run")
+    shutil.copy(tmp_path / "other/state.pt", killed)
+    assert "of other settings or pictures" in refused(*WORLD, "--out", killed)
 
 
-def test_a_state_of_other_pictures_is_not_taken_up(at, archive):
-    words = [*command(at, archive), "--batch-size", 4, "--epochs", 3, "--out", "r"]
-    killed_at(4, words)
+def test_photos_that_were_replaced_are_known_by_their_bytes(at, archive):
+    words = command(at, archive)
+    one = [*words, "--batch-size", 4, "--epochs", 3, "--out", "r"]
+    killed_at(4, one)
+    grid = [*words, "--seed", 1, 2, "--draw-seed", 1, "--out", "g"]
+    assert "2 of 2 runs are finished" in done(*grid)
     picture(77).save(at / "pets" / read("r/drawn.csv")[0]["picture"])
-    assert "another pictures_sha256" in refused(*words)
-
-
-@SIGNALS
-def test_ctrl_c_leaves_at_once_with_one_line(at):
-    process = subprocess.Popen([sys.executable, SCRIPT, *WORLD, "--epochs", "2000", "--out", "run"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("objective"):
-            break
-    time.sleep(0.7)
-    process.send_signal(signal.SIGINT)
-    start = time.monotonic()
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and time.monotonic() - start < 10
-    said = "interrupted; the same command goes on from its last saved state"
-    assert err.strip().split("\n")[-1] == said
-    assert "Traceback" not in err and not Path("run/result.json").exists()
+    assert "another pictures_sha256" in refused(*one)
+    code, out, err = call(train.main, *grid)
+    assert code == 1 and "0 of 2 runs are finished in g" in out and "mean over seeds" not in out
+    assert err.count("holds a finished run with another pictures_sha256") == 2
 
 
 # A watched training ----------------------------------------------------------------------------
-
-def test_a_watcher_sees_each_epoch_and_changes_nothing(at, undisturbed):
-    seen = []
-
-    def watch(learner, dataset, items, step, folder):
-        seen.append((step, len(items), dataset.name, folder, learner.ctx.detach().clone()))
-    args, = train.parse([*WORLD, "--out", "run"])
-    train.run(args, watch)
-    assert [event[:4] for event in seen] == [(step, 24, "world", Path("run"))
-                                             for step in (6, 12, STEPS)]
-    learned = torch.load("run/prompts.pt", weights_only=True)["learned"]["ctx"]
-    assert torch.equal(seen[-1][4], learned) and not torch.equal(seen[0][4], learned)
-    assert run_files("run") == undisturbed
-
 
 def test_history_is_measured_on_the_training_images_and_goes_on_too(at, undisturbed):
     done(*WORLD, "--out", "whole", main=history.main)
@@ -290,10 +264,10 @@ def test_a_folder_that_another_process_works_in(at, archive):
     with FileLock("run/.lock"):
         assert "run: another process works on this run" in refused(*words, "--out", "run")
     done(*words, "--out", "run")                    # the owner is gone
-    Path("runs/pets-coop-natural-seed1").mkdir(parents=True)
-    with FileLock("runs/pets-coop-natural-seed1/.lock"):
+    Path(f"runs/pets-coop-natural-seed1{NAMED}").mkdir(parents=True)
+    with FileLock(f"runs/pets-coop-natural-seed1{NAMED}/.lock"):
         done(*words)                                # by default the next number is taken
-    assert Path("runs/pets-coop-natural-seed1-2/result.json").is_file()
+    assert Path(f"runs/pets-coop-natural-seed1{NAMED}-2/result.json").is_file()
     shutil.rmtree("runs")
     Path("runs").write_text("mine")                 # a place that can't be is not numbered
     assert "give another --out" in refused(*words)
@@ -336,52 +310,54 @@ def test_a_run_that_another_process_ends_just_now_keeps_no_lock(at, undisturbed,
     assert run_files("run") == undisturbed
 
 
+@SIGNALS
 def test_ranks_share_a_grid(at):
-    """As torchrun starts them: a rank is a process that knows its number."""
-    words = [*WORLD, "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
+    """As torchrun has them: a rank is a process that knows its number."""
+    words = [*WORLD, "--epochs", "1", "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
     done(*words, "alone")
-    ranks = [subprocess.Popen([sys.executable, SCRIPT, *words, "shared"], stderr=subprocess.PIPE,
-                              stdout=subprocess.PIPE, text=True, env=ALONE | {
-                                  "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"})
-             for rank in (0, 1)]
-    assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
-    assert files(Path("shared")) == files(Path("alone"))
+
+    def rank(number):
+        os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2"}
+        return call(train.main, *words, "shared")[0]
+    children = [forked(lambda number=number: rank(number)) for number in "01"]
+    assert [exit_code(child) for child in children] == [0, 0]
+    assert files("shared") == files("alone")
 
 
 # Grids -----------------------------------------------------------------------------------------
 
-def plan(*words):
-    return train.parse([str(word) for word in words])
+def plan(words):
+    return train.parse(words.split())
 
 
 def test_axes_multiply():
-    planned = plan("--method", "cocoop", "maple", "--npt", "off", "on", "--tau", 1, 0.01,
-                   "--dataset", "eurosat", "dtd", "--seed", 1, 2, 3)
+    planned = plan("--method cocoop maple --npt off on --tau 1 0.01 --dataset eurosat dtd "
+                   "--seed 1 2 3")
     assert len(planned) == 48 == len({run.name for run in planned})
     assert all(run.quiet for run in planned)
     assert {run.draw_seed for run in planned} == {1, 2, 3}             # each its seed's
-    assert {run.draw_seed for run in plan("--seed", 1, 2, "--draw-seed", 5)} == {5}
-    assert [run.dataset for run in plan("--dataset", "all")] == data.ALL
-    one, = plan("--method", "maple", "--npt", "--tau", 0.01)
+    assert {run.draw_seed for run in plan("--seed 1 2 --draw-seed 5")} == {5}
+    assert [run.dataset for run in plan("--dataset all")] == data.ALL
+    one, = plan("--method maple --npt --tau 0.01")
     assert (one.method, one.npt, one.tau, one.quiet) == ("maple", True, 0.01, False)
-    off, = plan("--npt", "off")
+    off, = plan("--npt off")
     assert off.npt is False
 
 
 def test_what_does_not_matter_makes_no_second_run():
     """Zero-shot CLIP has no tau, prompts without NPT no weights."""
-    planned = plan("--method", "zeroshot", "coop", "--npt", "off", "on", "--tau", 1, 0.05,
-                   "--w1", 0.3, 1, "--lr", 0.1)
+    planned = plan("--method zeroshot coop --npt off on --tau 1 0.05 --w1 0.3 1 --lr 0.1")
     kinds = sorted(run.name.removeprefix("world-") for run in planned)
-    assert kinds == sorted(["zeroshot-seed1", "coop-tau1-seed1", "coop-tau0.05-seed1", *(
-        f"coop-npt-tau{tau}-seed1-w1{w1}" for tau in ("1", "0.05") for w1 in ("0.3", "1"))])
+    assert kinds == sorted(["zeroshot-seed1", *(f"coop-tau{t}-seed1-lr0.1" for t in (1, .05)), *(
+        f"coop-npt-tau{tau}-seed1-w1{w1}-lr0.1" for tau in ("1", "0.05") for w1 in ("0.3", "1"))])
     with pytest.raises(ValueError, match="add --npt"):
-        plan("--npt", "off", "--w1", 1, 2)
+        plan("--npt off --w1 1 2")
 
 
 def test_a_grid_skips_what_is_finished_leaves_what_others_do_and_names_what_fails(
         at, archive, monkeypatch):
-    words = [*command(at, archive), "--seed", 1, 2, 3, "--out", "g"]
+    words = command(at, archive)
+    grid = [*words, "--seed", 1, 2, 3, "--out", "g"]
     real, trained = train.train, []
 
     def failing(learner, dataset, items, settings, *more):
@@ -390,31 +366,30 @@ def test_a_grid_skips_what_is_finished_leaves_what_others_do_and_names_what_fail
             raise ValueError("l_clip became nan")
         return real(learner, dataset, items, settings, *more)
     monkeypatch.setattr(train, "train", failing)
-    Path("g/pets-coop-natural-seed3").mkdir(parents=True)
-    with FileLock("g/pets-coop-natural-seed3/.lock"):
-        code, out, err = call(train.main, *words)
+    Path(f"g/pets-coop-natural-seed3{NAMED}").mkdir(parents=True)
+    with FileLock(f"g/pets-coop-natural-seed3{NAMED}/.lock"):
+        code, out, err = call(train.main, *grid)
     assert code == 1 and "1 of 3 runs are finished in g; another process works on 1" in out
-    assert "failed: pets-coop-natural-seed2: l_clip became nan" in err and "Traceback" not in err
-    before = files(Path("g"))
-    printed = done(*words)
+    assert f"failed: pets-coop-natural-seed2{NAMED}: l_clip became nan" in err
+    assert "Traceback" not in err
+    before = files("g")
+    printed = done(*grid)
     assert "3 of 3 runs are finished in g" in printed
     assert trained == [1, 2, 2, 3]                                  # no finished run twice
-    after = files(Path("g"))
+    after = files("g")
     assert all(after[name] == value for name, value in before.items() if "seed1" in name)
-    found = [json.loads(path.read_text()) for path in sorted(Path("g").glob("*/result.json"))]
-    name, seeds, *means = re.sub("± [0-9.]+", "", next(
-        line for line in printed.splitlines() if "natural " in line)).split()
-    assert (name, seeds, len(means)) == ("pets-coop-natural", "3", 2)
-    zeroshot = next(line for line in printed.splitlines() if line.startswith("zero-shot, pets"))
-    for mean, plain, column in zip(means, re.sub("± [0-9.]+", "", zeroshot).split()[-2:],
-                                   ("all", "mean_recall"), strict=True):
-        by_hand = sum(one[column] for one in found) / 3
-        assert float(mean) == pytest.approx(by_hand, abs=.005)
-        by_hand = sum(one["zeroshot"][column] for one in found) / 3
-        assert float(plain) == pytest.approx(by_hand, abs=.005)
-    assert "3 of 3 runs" in done(*words) and files(Path("g")) == after and len(trained) == 4
-    done(*words[:-6], "--seed", 2, "--out", "one")                  # the run by itself
-    assert run_files("one") == run_files("g/pets-coop-natural-seed2")
+    found = [told(path) for path in sorted(Path("g").glob("*/result.json"))]
+    lines = {line.split("  ")[0]: re.sub("± [0-9.]+", "", line).split()
+             for line in printed.splitlines()}
+    assert lines[f"pets-coop-natural{NAMED}"][1] == "3"                     # seeds
+    means = lines[f"pets-coop-natural{NAMED}"][2:], lines["zero-shot, pets"][-2:]
+    for tuned, plain, column in zip(*means, ("all", "mean_recall"), strict=True):
+        assert float(tuned) == pytest.approx(sum(one[column] for one in found) / 3, abs=.005)
+        mean = sum(one["zeroshot"][column] for one in found) / 3
+        assert float(plain) == pytest.approx(mean, abs=.005)
+    assert "3 of 3 runs" in done(*grid) and files("g") == after and len(trained) == 4
+    done(*words, "--seed", 2, "--out", "one")                       # the run by itself
+    assert run_files("one") == run_files(f"g/pets-coop-natural-seed2{NAMED}")
 
 
 def test_what_is_wrong_with_every_run_of_a_grid_is_said_once(at):
@@ -430,21 +405,23 @@ def test_a_grid_that_cannot_be_does_no_work(at):
     assert "two runs of this grid would be named birds-maple-natural-seed1" in line
 
 
+def test_a_damaged_result_in_a_grid_is_one_line(at):
+    words = [*WORLD, "--epochs", 1, "--seed", 1, 2, "--out", "g"]
+    done(*words)
+    for content in ("[1]", "{}", "{"):
+        next(Path("g").glob("*/result.json")).write_text(content)
+        assert "result.json: expected a" in refused(*words)
+
+
 # Shared features -------------------------------------------------------------------------------
 
-@pytest.fixture
-def encoded(monkeypatch):
-    """Numbers of images that the image tower sees in evaluation, call for call."""
-    seen, encode = [], evaluate.image_features
+def test_frozen_features_are_made_once_for_a_grid(at, archive, monkeypatch):
+    encoded, encode = [], evaluate.image_features       # images that the tower sees, call for call
 
     def spy(learner, dataset, items, show=None):
-        seen.append(len(items))
+        encoded.append(len(items))
         return encode(learner, dataset, items, show)
     monkeypatch.setattr(evaluate, "image_features", spy)
-    return seen
-
-
-def test_frozen_features_are_made_once_for_a_grid(at, archive, encoded):
     words = command(at, archive, cat=8, dog=8, fox=8)
     done(*words, "--method", "zeroshot", "coop", "cocoop", "--seed", 1, "--out", "g")
     assert encoded == [9]                                   # 3 classes, 8 pictures: 5 train, 3 test
@@ -458,69 +435,36 @@ def test_frozen_features_are_made_once_for_a_grid(at, archive, encoded):
         encoded.clear()
         done(*words, "--out", f"g/{i}")
         assert encoded == [9] and kept.read_bytes() == whole            # made anew, the same
-    test = evaluate.load_dataset(Path("g/0"), evaluate.read_prompts(Path("g/0"))[0], None).test
-    picture(77).save(at / "pets" / test[0][0])
+    picture(77).save(at / "pets" / told("g/0/split.json")["test"][0][0])
     done(*words, "--out", "g/changed")
     assert len(list(Path("g/features").iterdir())) == 2
 
 
-def test_embedded_pictures_are_told_apart_by_their_bytes():
-    dataset, clip = data.load("world"), clip_model.load("tiny")
+def test_features_and_states_are_known_by_their_pictures_and_by_the_activation(small_clip):
+    """The activation is in no tensor: the same weights with plain GELU give other features."""
+    dataset, settings = data.load("world"), train.argparse.Namespace()
+    state_of = train.identity(dataset, dataset.test, settings)
     frozen = evaluate.FrozenFeatures(dataset)
-    before = frozen.fingerprint(clip)
-    assert before == evaluate.FrozenFeatures(data.load("world")).fingerprint(clip)
+    before = frozen.fingerprint(small_clip)
+    assert before == evaluate.FrozenFeatures(data.load("world")).fingerprint(small_clip)
+    block = small_clip.visual.transformer.resblocks[0]
+    for name in ("gelu", "quick_gelu"):
+        block.activation = clip_model.ACTIVATIONS[name]
+        assert (frozen.fingerprint(small_clip) == before) == (name == "quick_gelu")
     changed = dataset.pictures[dataset.test[0][0]].copy()
     changed.putpixel((3, 3), tuple(255 - value for value in changed.getpixel((3, 3))))
     dataset.pictures = dataset.pictures | {dataset.test[0][0]: changed}
-    assert frozen.fingerprint(clip) != before
+    assert frozen.fingerprint(small_clip) != before
+    assert train.identity(dataset, dataset.test, settings) != state_of
 
 
-def test_another_activation_has_features_of_its_own(small_clip):
-    """It is in no tensor: the same weights with plain GELU give other features."""
-    frozen, found = evaluate.FrozenFeatures(data.load("world")), []
-    for name in ("quick_gelu", "gelu", "quick_gelu"):
-        small_clip.visual.transformer.resblocks[0].activation = clip_model.ACTIVATIONS[name]
-        found.append(frozen.fingerprint(small_clip))
-    assert found[0] == found[2] != found[1]
-
-
-# A subset --------------------------------------------------------------------------------------
+# A subset ------------------------------------------------------------------------------------
 
 def test_a_subset_of_the_test_images_is_said_and_evaluated_again(at):
     done(*WORLD, "--test-images", 2, "--out", "run")
-    found = result("run")
+    found = told("run/result.json")
     assert found["test_images"] == 2 and "a subset, 2 test images a class" in found["split"]
     done("run", main=evaluate.main)
-    again = json.loads(Path("run/evaluation/base-to-novel.json").read_text())
+    again = told("run/evaluation/base-to-novel.json")
     assert again["results"]["base"]["test_images"] == 24 and again["test_images"] == 2
     assert again["results"]["base"]["accuracy"] == pytest.approx(found["base"], abs=1e-4)
-
-
-# Randomness ------------------------------------------------------------------------------------
-
-def test_views_do_not_depend_on_workers_or_on_what_was_drawn_before(at):
-    dataset = data.load(write_classes(at / "pets", {"cat": 8, "dog": 8}))
-    batches = data.training_batches(dataset, dataset.train, 32, "cpu", 4, 2, seed=3)
-    others = torch.utils.data.DataLoader(batches.dataset, batch_sampler=batches.batch_sampler,
-                                         num_workers=2)
-    for (images, y), (same, labels) in zip(batches, others, strict=True):
-        assert torch.equal(images, same) and torch.equal(y, labels)
-        torch.rand(1)
-
-
-def test_a_grid_knows_that_one_of_its_photos_was_replaced(at, archive):
-    words = [*command(at, archive), "--seed", 1, 2, "--draw-seed", 1, "--out", "g"]
-    assert "2 of 2 runs are finished" in done(*words)
-    photo = next(iter(sorted(Path("pets").rglob("*.png"))))
-    picture(77).save(photo)
-    code, out, err = call(train.main, *words)
-    assert code == 1 and "0 of 2 runs are finished in g" in out and "mean over seeds" not in out
-    assert err.count("holds a finished run with another pictures_sha256") == 2
-
-
-@pytest.mark.parametrize("content", ["[1]", "{}", "{"])
-def test_a_damaged_result_in_a_grid_is_one_line(at, content):
-    words = [*WORLD, "--epochs", 1, "--seed", 1, 2, "--out", "g"]
-    done(*words)
-    next(Path("g").glob("*/result.json")).write_text(content)
-    assert "result.json: expected a" in refused(*words)

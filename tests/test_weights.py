@@ -95,7 +95,7 @@ def test_the_third_address_is_right_after_a_404_and_a_wrong_file(web, capsys):
     assert line.startswith(NAME) and THIRD in line and str(path) in line
     assert clip_model.find(NAME) == clip_model.find(NAME) == path               # it is there now
     assert capsys.readouterr().out == f"{NAME}: {path}\n"                       # said once
-    assert web.seen == [(0, None), (1, None), (2, None)]
+    assert web.seen == [(n, "bytes=0-") for n in range(3)]
 
 
 def test_where_nothing_works_one_line_says_what_was_tried_and_what_to_put_where(web):
@@ -111,7 +111,7 @@ def test_nobodys_file_is_overwritten_and_timms_is_the_last(web):
     refused("the ViT-B-16.pt there has a wrong SHA-256: delete it")
     web.files, web.seen = {FIRST: OPENAI, LAST: TIMM}, []
     path = clip_model.find(NAME)
-    assert cached() == {"ViT-B-16.pt": b"mine", path.name: TIMM} and web.seen == [(3, None)]
+    assert cached() == {"ViT-B-16.pt": b"mine", path.name: TIMM} and web.seen == [(3, "bytes=0-")]
     assert clip_model.fingerprint(NAME) == clip_model.fingerprint(path) == SHA256[0]
 
 
@@ -222,8 +222,15 @@ def safetensors(state, end=b"", **changes):
     return len(header).to_bytes(8, "little") + header + data + end
 
 
+def older(state):
+    file = io.BytesIO()
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
 FORMS = {                                       # what is written of a state dict
     "state dict": clip_model.as_bytes,
+    "older format": older,
     "wrapped": lambda s: clip_model.as_bytes({"epoch": 3, "model": {"model_state_dict": s}}),
     "prefixes": lambda s: clip_model.as_bytes({"state_dict": {
         "head.weight": torch.ones(2), **{f"module.clip.{n}": t for n, t in s.items()}}}),
@@ -234,6 +241,7 @@ FORMS = {                                       # what is written of a state dic
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("form", ["archive", *FORMS])
+@pytest.mark.filterwarnings("error")            # one would stand before what is said
 def test_every_form_gives_the_same_features(tmp_path, monkeypatch, form, dtype):
     state, path = {name: t.to(dtype) for name, t in hash_state(vl=2, tl=2).items()}, tmp_path / "x"
     if form == "archive":
@@ -243,6 +251,7 @@ def test_every_form_gives_the_same_features(tmp_path, monkeypatch, form, dtype):
     else:
         path.write_bytes(FORMS[form](state))
     clip = clip_model.load(path)
+    assert {parameter.dtype for parameter in clip.parameters()} == {torch.float32}
     expected = clip_model.build({name: tensor.float() for name, tensor in state.items()})
     images, tokens = torch.randn(3, 3, 32, 32), clip_model.tokenize(["a cat", "a large dog."])
     with torch.no_grad():
@@ -279,29 +288,57 @@ def test_damaged_safetensors_are_never_other_numbers(tmp_path):
     assert kept < 10
 
 
-def archive(body):
+def torchscript(body, compression=zipfile.ZIP_STORED, numbers=bytes(8), name="x/data.pkl"):
     """A TorchScript archive whose modules are what these opcodes make."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as members:
+    with zipfile.ZipFile(file, "w", compression) as members:
         members.writestr("x/constants.pkl", b"")
-        members.writestr("x/data.pkl", b"\x80\x02" + body + b".")
-        members.writestr("x/data/0", bytes(8))
+        members.writestr(name, b"\x80\x02" + body + b".")
+        members.writestr("x/data/0", numbers)
     return file.getvalue()
+
+
+def holding(length, storage=b"FloatStorage"):
+    """The opcodes of a module with a tensor of so many of the storage's two numbers."""
+    return (MODULE + b"}X\1\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\n"
+            + storage + b"\nX\1\0\0\0" b"0X\3\0\0\0cpuK\2tQK\0(K" + bytes([length])
+            + b"t(K\1ttRsb")
+
+
+class Explosive:
+    def __reduce__(self):
+        return pytest.fail, ("code from the file ran",)
+
+
+def flipped(content, at):
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1:]
 
 
 MODULE = b"c__torch__\nA\n)\x81"                # an object of a class that is not known
 A, ONE = torch.zeros(2), {"a": torch.zeros(1)}
-DAMAGED, NO_CLIP = "not a weights file, or a truncated one", "'positional_embedding' is missing"
+DAMAGED, NO_CLIP = "not a weights file, or a truncated one", "'visual.conv1.weight' is missing"
+NOT_TENSORS, NO_STATE = "not tensors alone: save the state_dict", "holds no state dict"
+SAVED = clip_model.as_bytes({"a": torch.zeros(9999)})
 
 
 @pytest.mark.parametrize("content, words", [
-    (archive(b"cposix\nsystem\n(X\x05\0\0\0>ran1tR"), NO_CLIP),       # os.system(">ran1")
-    (archive(MODULE + b"}X\1\0\0\0acposix\nsystem\n(X\x05\0\0\0>ran2tRsb"), NO_CLIP),
-    (archive(MODULE + b"q\0}X\1\0\0\0ah\0sb"), NO_CLIP),               # a module inside itself
-    (archive(b"})" + b"q\0h\0\x86" * 60 + b"K\1s"), DAMAGED),         # 2^60 tuples as a key
-    (archive(b"}r\xff\xff\xff\x7f"), NO_CLIP),                        # a memo of 2^31 places
-    (archive(b"(Nctorch\nloadStorage\nX\1\0\0\0" b"0NtQ"), DAMAGED),
-    (archive(b"X\1\0\0\0a"), DAMAGED), (archive(b""), DAMAGED),
+    (torchscript(b"cposix\nsystem\n(X\x05\0\0\0>ran1tR"), NO_CLIP),       # os.system(">ran1")
+    (torchscript(MODULE + b"}X\1\0\0\0acposix\nsystem\n(X\x05\0\0\0>ran2tRsb"), NO_CLIP),
+    (torchscript(MODULE + b"q\0}X\1\0\0\0ah\0sb"), NO_CLIP),           # a module inside itself
+    (torchscript(b"})" + b"q\0h\0\x86" * 60 + b"K\1s"), DAMAGED),         # 2^60 tuples as a key
+    (torchscript(b"}r\xff\xff\xff\x7f"), NO_CLIP),                        # a memo of 2^31 places
+    (torchscript(b"(Nctorch\nloadStorage\nX\1\0\0\0" b"0NtQ"), DAMAGED),
+    (torchscript(b"X\1\0\0\0a"), DAMAGED), (torchscript(b""), DAMAGED),
+    (torchscript(holding(2)), "visual.conv1.weight"), (torchscript(holding(3)), DAMAGED),
+    (torchscript(holding(1, b"QInt8Storage")), DAMAGED),
+    (torchscript(b"}", zipfile.ZIP_DEFLATED, bytes(10 ** 7)), DAMAGED),         # it unfolds
+    (torchscript(b"}", name="x/other.pkl"), DAMAGED), (torchscript(b"}")[:-40], DAMAGED),
+    (flipped(torchscript(b"}", numbers=bytes(999)), 300), DAMAGED),
+    (SAVED[:20_000], DAMAGED), (flipped(SAVED, 20_000), DAMAGED), (b"text", DAMAGED),
+    (b"", DAMAGED), (SAVED.replace(b"archive/data.pkl", b"archive/d\xff\xfea.pkl"), DAMAGED),
+    (Explosive(), NOT_TENSORS), ({"a": Explosive()}, NOT_TENSORS), (torch.zeros(3), NO_STATE),
+    ([1, 2], NO_STATE), ({"state_dict": None}, NO_STATE), ({"epoch": 3}, NO_STATE),
+    ({3: A}, NO_STATE), ({"a": A, "b": "c"}, NO_STATE), ({}, NO_CLIP),
     *((safetensors({"a": A, "b": A}, **entry), DAMAGED) for entry in (
         {"end": b"x"}, {"dtype": "F8"}, {"shape": [3]}, {"shape": [1]}, {"shape": [-1, -2]},
         {"shape": [2.0]}, {"shape": "2"}, {"data_offsets": [4, 12]}, {"data_offsets": [0, 16]},

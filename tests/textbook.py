@@ -1,6 +1,6 @@
 """The method on one page: NPT without a trick, in the paper's letters and order. Read this first.
 
-    python tests/textbook.py            # one step of MaPLe + NPT on the tiny CLIP, with all shapes
+assets/walk.py walks through one step of it on the tiny CLIP, with all shapes and numbers.
 
     K  classes   N  images   b  learned tokens   d  joint size   w, w_v  widths of the two towers
     W  the frozen CLIP's weights by OpenAI's names     P  the learned tensors by the originals'
@@ -189,36 +189,3 @@ def forward(learner, x):
     texts = g.expand(len(z), *g.shape[-2:])                             # each image's own
     cosines = torch.stack([texts[n] @ z[n] for n in range(len(z))])
     return cosines * W["logit_scale"].exp(), z, g
-
-
-def main():
-    import data
-    import prompts
-    torch.manual_seed(1)
-    dataset, clip = data.load("world"), clip_model.load("tiny")
-    names = dataset.classnames[:12]                                     # the base classes
-    pictures = data.Pictures(dataset, dataset.train[:384:96], data.transform(32, train=False))
-    x, y = torch.stack([image for image, _ in pictures]), [label for _, label in pictures]
-    learner = prompts.build("maple", clip, names, ctx_init="a photo of a")  # only its tensors
-    W, P = dict(clip.named_parameters()), prompts.trainable(learner)
-    lam, speed = torch.exp(-W["logit_scale"]), {}
-
-    t, ends = text_prompts(W, learner.template, names, P["ctx"])
-    f = visual_prompt(W, x, linear(P, "proj.", P["ctx"]))
-    z, g = maple(W, P, learner.template, names, x)
-    print(f"t_1 = {learner.show_prompt(names[0])}  learned u {tuple(P['ctx'].shape)}, "
-          f"{sum(p.numel() for p in P.values()):,} numbers in all")
-    print(f"t {tuple(t.shape)}  G_l -> g {tuple(g.shape)}  read at {ends.tolist()}")
-    print(f"x {tuple(x.shape)}  f {tuple(f.shape)}  G_v -> z {tuple(z.shape)}  y {y}")
-    print(f"Eq. (1) lambda {lam:.4f}, p_soft of the images' own classes "
-          + " ".join(f"{p_soft(z[n], g, lam)[k]:.4f}" for n, k in enumerate(y)))
-    for step in (1, 2):
-        z, g = maple(W, P, learner.template, names, x)
-        loss, l_clip, l_lc, l_mi = L(z, g, y, lam)
-        print(f"step {step}, Eq. (7): L {loss:.4f} = L_CLIP {l_clip:.4f} + 0.3 L_LC {l_lc:.4f} "
-              f"+ 0.8 L_MI {l_mi:.4f}")
-        sgd_step(P, torch.autograd.grad(loss, list(P.values())), speed, lr=0.0035)
-
-
-if __name__ == "__main__":
-    main()

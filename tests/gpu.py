@@ -1,0 +1,225 @@
+"""What a GPU must show, with a verdict for each point: some five minutes on one card.
+
+    python tests/gpu.py                 # all points; python tests/benchmark.py fills speed.md
+
+ViT-B/16 with random weights, in --precision's float16; pictures made here. Steps and images a
+second against goals for an H100; on another card only the differences are judged.
+"""
+import contextlib
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import benchmark
+import small_runs
+
+import clip_model
+import data
+import evaluate
+import prompts
+import train
+from assets import estimate
+
+GOALS = [                           # kind, method, classes, images, milliseconds on an H100
+    ("step", "maple", 5, 4, 4.2), ("step", "maple", 500, 4, 7.5), ("step", "cocoop", 50, 4, 3.3)]
+IMAGES_A_SECOND = 8000
+HERE = Path(__file__).parent
+
+
+def verdict(well, words):
+    print(f"{'well    ' if well else 'NOT WELL'}  {words}", flush=True)
+
+
+def tests():
+    files = [str(HERE / name) for name in ("test_cuda.py", "test_golden.py")]
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-k", "cuda", *files],
+                          capture_output=True, text=True, cwd=HERE.parent,
+                          env={**os.environ, "TESTS_ON_A_GPU": "1"})
+    print(done.stdout[-3000:] if done.returncode else "", end="")
+    last = done.stdout.strip().splitlines()[-1]
+    verdict(done.returncode == 0, f"tests on CUDA: {last}; {time.monotonic() - start:.0f} s")
+
+
+def speed():
+    h100 = "H100" in torch.cuda.get_device_name()
+    for *case, goal in GOALS:
+        plain = benchmark.measure_here(*case, "fast", "float16", "cuda")
+        found = benchmark.measure_here(*case, "graphed", "float16", "cuda")
+        took, busy = 1000 * found["seconds"], 1000 * found["kernels"]
+        verdict(took <= 1.2 * busy and (took <= goal or not h100),
+                f"{benchmark.title(tuple(case))}: {took:.2f} ms, {took / busy:.2f} times its "
+                f"{found['launches']} kernels' {busy:.2f}; goal {goal} and 1.2; plain "
+                f"{1000 * plain['seconds']:.1f}")
+    found = benchmark.measure_here(*benchmark.CASES[-1], "fast", "float16", "cuda")
+    rate = benchmark.CASES[-1][-1] / found["seconds"]
+    verdict(rate >= IMAGES_A_SECOND or not h100, f"image tower: {rate:,.0f} images/s, kernels "
+            f"{found['kernels'] / found['seconds']:.0%} of the time; goal {IMAGES_A_SECOND:,}")
+
+
+def learner_of(method, dtype, K=20):
+    torch.manual_seed(0)
+    clip = benchmark.random_clip("cuda", dtype)
+    words = {name: prompts.DEFAULTS[method][name] for name in ("n_ctx", "ctx_init")}
+    return prompts.build(method, clip, benchmark.class_names(K), **words)
+
+
+def trained(learner, graph, steps):
+    """-> losses of each step, and z, g and all gradients of the first."""
+    torch.manual_seed(1)
+    images, y = torch.randn(4, 4, 3, 224, 224, device="cuda"), torch.arange(4, device="cuda")
+    learned, found = prompts.trainable(learner), []
+    objective = benchmark.objective_of(learner)
+    with torch.no_grad():
+        _, z, g = learner(images[0])
+    if graph:
+        objective = train.graphed(objective, len(y))
+    optimizer = torch.optim.SGD(learned.values(), lr=0.0035, momentum=0.9)
+    for n in range(steps):
+        loss, _ = objective(images[n % 4], y)
+        optimizer.zero_grad()
+        loss.backward()
+        if n == 0:
+            grads = torch.cat([p.grad.flatten() for p in learned.values()])
+            first = [z, g, grads / grads.norm()]
+        optimizer.step()
+        found.append(loss.item())
+    return torch.tensor(found), first, torch.cat([p.detach().flatten() for p in learned.values()])
+
+
+def differences():
+    """Graphed steps against plain ones, and each precision against float32, at ViT-B/16's size."""
+    for method in ("coop", "cocoop", "maple"):
+        exact = trained(learner_of(method, torch.float32), False, 1)[1]
+        away = {}
+        for dtype in (torch.float16, torch.bfloat16):
+            was, found = (trained(learner_of(method, dtype), graph, 20) for graph in (False, True))
+            loss, learned = ((a - b).abs().max().item() for a, b in zip(was[::2], found[::2],
+                                                                        strict=True))
+            away[dtype] = [(a - b).norm().item() / b.norm().item()
+                           for a, b in zip(was[1], exact, strict=True)]
+            verdict(loss < 0.02 * was[0].abs().max(), f"{method}, {dtype}: graphed and plain, 20 "
+                    f"steps: loss within {loss:.1e} of {was[0][-1]:.3f}, learned {learned:.1e}")
+        words = ["/".join(f"{x:.1e}" for x in pair) for pair in zip(*away.values(), strict=True)]
+        better = all(a < b for a, b in zip(*away.values(), strict=True))
+        verdict(better, f"{method}: float16/bfloat16 from float32, of their lengths: z {words[0]}, "
+                        f"g {words[1]}, gradient {words[2]}")
+
+
+def decoding(folder):
+    """Test pictures a second from the disk to the card, by all cores."""
+    for size in (64, 500):
+        place = folder / str(size)
+        place.mkdir()
+        for i in range(64):
+            small_runs.picture(i, size).save(place / f"{i}.jpg", quality=90)
+        items = [(f"{i % 64}.jpg", 0) for i in range(12000 if size == 64 else 4000)]
+        dataset = data.Dataset("made", ["a"], "{}", [], [], items, "made here", False, place)
+        start, first = time.monotonic(), None
+        for images, _ in data.batches(dataset, items, 224, "cuda"):
+            images.to("cuda", non_blocking=True)
+            first = first or time.monotonic()
+        torch.cuda.synchronize()
+        end = time.monotonic()
+        verdict(True, f"decoding JPEG of {size} pixels: {(len(items) - 100) / (end - first):,.0f} "
+                      f"images/s by {data.cores()} cores; the first batch after "
+                      f"{first - start:.2f} s")
+
+
+class Clock:
+    """Seconds that functions take inside each run of a grid."""
+
+    def __init__(self):
+        self.runs = []
+
+    def around(self, module, name):
+        function = getattr(module, name)
+
+        def timed(*args, **options):
+            start = time.monotonic()
+            try:
+                return function(*args, **options)
+            finally:
+                if self.runs:
+                    found = self.runs[-1]
+                    found[name] = found.get(name, 0) + time.monotonic() - start
+        setattr(module, name, timed)
+
+    def each_run(self):
+        run, graphed = train.run, train.graphed
+
+        def timed(args):
+            self.runs.append({"began": time.monotonic()})
+            answer = run(args)
+            self.runs[-1]["whole"] = time.monotonic() - self.runs[-1]["began"]
+            return answer
+
+        def started(*args):
+            start = time.monotonic()
+            answer = graphed(*args)
+            self.runs[-1]["capture"] = time.monotonic() - start
+            self.runs[-1]["before the first step"] = time.monotonic() - self.runs[-1]["began"]
+            return answer
+        train.run, train.graphed = timed, started
+
+
+def grid(folder):
+    """A grid on pictures of EuroSAT's number and shape: where a run's seconds go."""
+    clip = benchmark.random_clip("cuda", torch.float16)
+    clip_model.load = lambda *_: clip
+    clip_model.fingerprint = lambda _: "random"
+    small_runs.eurosat(folder, split=True, n=14 + 810)      # 50 base images train, 8,100 are tested
+    clock = Clock()
+    clock.each_run()
+    for module, name in ((data, "load"), (data, "check_pictures"), (prompts, "build"),
+                         (train, "train"), (train, "measure_parts"), (evaluate, "measure")):
+        clock.around(module, name)
+    words = ["--dataset", "eurosat", "--data-root", folder, "--device", "cuda", "--method", "maple",
+             "--npt", "off", "on", "--tau", "1", "0.01", "--seed", "1", "2", "--out",
+             folder / "runs"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = train.main([str(word) for word in words])
+    if code:
+        print(said.getvalue()[-2000:])
+    names = ["whole", "before the first step", "capture", "load", "check_pictures", "build",
+             "train", "measure_parts", "measure"]
+    rows = [("run", *names)]
+    rows += [(i, *(run.get(name, 0.0) for name in names)) for i, run in enumerate(clock.runs, 1)]
+    print(evaluate.table(rows))
+    try:
+        machine = estimate.Machine(gpu=True)
+        expected = sum(estimate.run_of("maple", machine, "eurosat", 5, 60).values())
+        took = statistics.mean(run["whole"] for run in clock.runs[1:])
+        verdict(2 / 3 < expected / took < 4 / 3,
+                f"assets/estimate.py: {expected:.2f} s a run; took {took:.2f}")
+    except KeyError as part:
+        print(f"not run   the estimate: python tests/benchmark.py first, it lacks {part}")
+    second = clock.runs[1]["before the first step"]
+    verdict(code == 0 and second < 1, f"the second of {len(clock.runs)} runs takes its first step "
+                                      f"after {second:.2f} s; goal 1")
+
+
+def main():
+    if not torch.cuda.is_available():
+        print("not run: this machine has no GPU")
+        return
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    tests()
+    speed()
+    differences()
+    with tempfile.TemporaryDirectory() as folder:
+        decoding(Path(folder))
+        grid(Path(folder))
+
+
+if __name__ == "__main__":
+    main()
