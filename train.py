@@ -214,6 +214,7 @@ def graphed(objective, batch_size):
     try:
         images = torch.zeros(batch_size, 3, resolution, resolution, device=device)
         y = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        torch.cuda.set_device(device)                   # of several GPUs the one that captures
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")   # as it must be
         return torch.cuda.make_graphed_callables(objective, (images, y))
     except RuntimeError as error:                       # out of memory, or an old driver
@@ -836,7 +837,7 @@ def add_learner_options(add):
     add("--prompt-depth", type=whole(1), help="MaPLe: layers with tokens of their own (9, or all "
                                               "where there are fewer; 3 on all of imagenet)")
     add("--class-specific", action="store_true", help="CoOp: a context for each trained class")
-    add("--epochs", type=whole(1), help="the first is a warm-up at lr 1e-5 (5; CoOp 50)")
+    add("--epochs", type=whole(1, 100_000), help="the first is a warm-up at lr 1e-5 (5; CoOp 50)")
     add("--batch-size", type=whole(1), help="images in a step (4; CoOp 32)")
     add("--lr", type=number(0, 1e30), nargs="+", default=[None],
         help="SGD's highest learning rate (0.0035; CoOp 0.002)")
