@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import losses
 from assets import report
+from assets.laboratory import mean_cosine
 
 CSV = Path(__file__).with_name("free_features.csv")
 D, STEPS, RATE = 512, 300, 0.02                             # CLIP's size; Adam, cosine to 0
@@ -55,11 +56,6 @@ def optimise(K, tau, lam, w1, w2, seed=0):
     return g, z, n
 
 
-def mean_cosine(g):
-    K = len(g)
-    return ((g @ g.T).sum().item() - K) / (K * (K - 1)) if K > 1 else math.nan
-
-
 def measured(g, z, n, lam):
     """COLUMNS from the fifth on. Rare are few-shot classes; in a balanced set the same places."""
     K, y = len(g), torch.arange(len(g))
@@ -85,7 +81,7 @@ def run(argv=None):
 
 
 def main(argv=None):
-    return data.run_script(lambda: run(argv), "interrupted; nothing was kept")
+    return data.run_script(lambda: run(argv))
 
 
 if __name__ == "__main__":
