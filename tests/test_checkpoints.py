@@ -3,7 +3,6 @@ import os
 import pickle
 import shutil
 import zipfile
-from pathlib import Path
 
 import numpy
 import pytest
@@ -260,12 +259,12 @@ def test_ours_is_what_the_originals_load_model_reads(run, tmp_path):
 
 
 def test_what_cannot_be_written(run, at):
-    Path("empty").mkdir()
-    assert "not a run's learned tensors" in refused("empty", "--out", "x", main=checkpoints.main)
-    assert "there is no folder gone" in refused(run, "--out", "gone/x", main=checkpoints.main)
-    assert "goes with a file" in refused(run, "--out", "x", *WORDS, main=checkpoints.main)
     torch.save({"ctx": torch.zeros(4, 128)}, "x")
-    assert "holds a finished run" in refused("x", "--out", run, *WORDS, main=checkpoints.main)
+    for words, said in (((at, "--out", "y"), "not a run's learned tensors"),
+                        ((run, "--out", "gone/x"), "there is no folder gone"),
+                        ((run, "--out", "y", *WORDS), "goes with a file"),
+                        (("x", "--out", run, *WORDS), "holds a finished run")):
+        assert said in refused(*words, main=checkpoints.main)
 
 
 def test_a_name_that_stands_in_front(tmp_path):
