@@ -96,15 +96,20 @@ def objective(g, z, y, lam, w1, w2):
     return losses.npt_loss(losses.similarities(z, g) / lam, z, g, y, w1=w1, w2=w2)[0]
 
 
-def train(name, seed, g, images, lam, weights, rate, steps):
-    """What is learned in so many steps of Adam, its rate going down to 0 as half a cosine."""
-    learned = [x.requires_grad_() for x in start(name, g, seed)]
+def descend(learned, rate, steps, loss):
+    """So many steps of Adam on loss(), the rate going down to 0 as half a cosine."""
     optimizer = torch.optim.Adam(learned)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate / 2 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
-        objective(moved(learned, g), *images, lam, *weights).backward()
+        loss().backward()
         optimizer.step()
+
+
+def train(name, seed, g, images, lam, weights, rate, steps):
+    """What a model has learned on images, with the weights of L_LC and L_MI."""
+    learned = [x.requires_grad_() for x in start(name, g, seed)]
+    descend(learned, rate, steps, lambda: objective(moved(learned, g), *images, lam, *weights))
     return [x.detach() for x in learned]
 
 

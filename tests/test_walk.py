@@ -140,30 +140,6 @@ def test_the_nearest_words(walked, printed):
         assert moved == pytest.approx(nearest, abs=1e-4)
 
 
-def test_the_prompt_is_spelled_out(printed):
-    text = printed(walk.text_prompts)
-    places = re.search(r"t_1 = \[(.*)\]", text)[1].split(", ")
-    assert places == ["start", "u_1", "u_2", "of", "a", "yellow", "circle", ".", "end"]
-    assert text.split("by class: ")[1].split()[0] == str(places.index("end"))
-
-
-def test_what_is_learned_adds_up(printed):
-    """MaPLe's count from the sizes: J layers of u (2, w) and of F (w -> w_v)."""
-    text = printed(walk.learned_and_frozen)
-    shapes = [re.findall(r"\d+", shape) for shape in re.findall(r"\(([\d, ]+)\)", text)]
-    total = sum(math.prod(map(int, shape)) for shape in shapes)
-    said = re.search(r"(\d+) tensors, ([\d,]+) numbers, J = (\d+)", text)
-    w, w_v, J = int(shapes[0][1]), int(shapes[1][0]), int(said[3])
-    assert len(shapes) == int(said[1]) == 3 * J
-    assert total == int(said[2].replace(",", "")) == J * (2 * w + w * w_v + w_v)
-
-
-def test_the_fast_form_is_the_same(printed):
-    lines = re.findall(r"largest difference, (\w+): +(\S+)", printed(walk.fast_form))
-    assert [name for name, _ in lines] == ["z", "g", "L", "gradients", "learned"]
-    assert all(float(value) < 1e-3 for _, value in lines)
-
-
 def test_the_command(walked, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(walk, "walk", lambda: walked)
     monkeypatch.setattr(walk, "PAGE", tmp_path / "walk.md")
