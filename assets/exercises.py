@@ -5,8 +5,9 @@
     python assets/exercises.py 3                # number 3 alone
     python assets/exercises.py 3 --answers elsewhere/mine.py
 
-Only that file is run, each of its functions by itself. Answers are compared with solutions.py's on
-random unit vectors g (K, d), z (N, d); a slip is a wrong function that gives just the same answer.
+Only that file is run, each of its functions by itself; Ctrl-C ends one that never ends. Answers are
+compared with solutions.py's on random unit vectors g (K, d), z (N, d); a slip is a wrong function
+that gives just the same answer.
 """
 import ast
 import copy
@@ -286,10 +287,7 @@ def judge(name, answers):
 
 
 def guarded(path, job, *given):
-    """Run a student's code -> what it returned, and in one line how it went.
-
-    Ctrl-C ends an endless loop and names its line.
-    """
+    """Run a student's code -> what it returned, and in one line how it went."""
     try:
         return job(*given), "solved"
     except Wrong as wrong:
