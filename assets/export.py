@@ -43,7 +43,8 @@ def export_texts(path, learner, settings):
          prompts=[learner.show_prompt(name) for name in learner.classnames])
     how = "classify with CLIP's own image features"
     if not learner.frozen_images:
-        how = "MaPLe's image tower is tuned too: they do not classify CLIP's own image features"
+        how = ("MaPLe's image tower is tuned too, so with CLIP's own image features they do not "
+               "classify as this run does")
     print(f"saved in {path}: {len(g)} class texts; {how}")
 
 
