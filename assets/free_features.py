@@ -69,7 +69,8 @@ def run(argv=None):
             cells = [f"{value:.4f}" for value in measured(g, z, n, lam)]
             rows.append((K, f"{tau:g}", f"{lam:g}", name, *cells))
             print("  ".join(f"{str(cell):>9}" for cell in rows[-1]), flush=True)
-    data.write_csv(CSV, [COLUMNS, *rows])
+    lines = [",".join(map(str, row)) for row in (COLUMNS, *rows)]       # "+ L_LC" is no formula
+    data.write(CSV, "\n".join(lines) + "\n")
     print(f"written: {CSV.name}")
 
 
