@@ -5,7 +5,9 @@ import textbook
 import torch
 from small_runs import done, files, refused
 
+import data
 import prompts
+from assets import estimate
 
 
 @pytest.fixture
@@ -24,11 +26,16 @@ def test_speed_md_is_what_the_script_writes_from_the_csv():
 
 
 @pytest.mark.parametrize("words, reason", [
-    ("--rounds 0", "--rounds: must be from 1"), ("--cases 19", "must be from 0 to 18, got 19"),
-    ("--cases -1", "--cases"), ("--precisions float32 float32", "twice"), ("--page", "holds no"),
-    ("--precisions half", "half"), ("--device gpu", "gpu"), ("--cases maple", "maple")])
+    ("--rounds 0", "--rounds: must be from 1"), ("--cases 20", "must be from 0 to 19, got 20"),
+    ("--cases -1", "--cases"), ("--precisions float32 float32", "twice"), ("--page", "holds no")])
 def test_refused_before_anything_is_measured(own_csv, words, reason):
     assert reason in refused(*words.split(), main=benchmark.main)
+    assert list(files(own_csv)) == ["speed.md"]
+
+
+@pytest.mark.parametrize("words", ["--precisions half", "--device gpu", "--cases maple"])
+def test_unknown_words_end_with_code_2(own_csv, words):
+    assert words.split()[1] in refused(*words.split(), main=benchmark.main)
     assert list(files(own_csv)) == ["speed.md"]
 
 
@@ -39,13 +46,13 @@ def test_a_case_replaces_its_rows_and_no_others(own_csv, monkeypatch):
         "seconds": next(seconds), "megabytes": 300 if "textbook" in case else 100})
     monkeypatch.setattr(benchmark, "matrix_rate", lambda *_: 1e12)
     words = ["--device", "cpu", "--precisions", "float32"]
-    done(*words, "--cases", 13, main=benchmark.main)
+    done(*words, "--cases", 14, main=benchmark.main)
     line, = [x for x in benchmark.PAGE.read_text().splitlines() if "`python train.py` |" in x]
     assert line.split(" | ")[1:6] == ["7.00, 300", "4.50, 100", "1.50, 100", "4.7x", "3.0x"]
     assert line.split(" | ")[6:] == ["not run", "-", "- |"]
     monkeypatch.setattr(benchmark, "processor", lambda _: "an abacus")
     done(*words, "--cases", 0, "--rounds", 1, "--forms", "textbook", "fast", main=benchmark.main)
-    done(*words, "--cases", 13, "--rounds", 1, "--forms", "cut", main=benchmark.main)
+    done(*words, "--cases", 14, "--rounds", 1, "--forms", "cut", main=benchmark.main)
     rows = benchmark.read_rows()
     assert [(row["case"], row["form"], row["seconds"]) for row in rows] == [
         ("step, maple, 5 classes, 4 images", "textbook", "4"),
@@ -67,3 +74,41 @@ def test_prompts_cut_at_the_longest_end_have_the_same_features(small_clip, monke
     assert t.shape[1] == 1 + 2 + len(["golden", "retriever", ".", "end"])
     monkeypatch.setattr(textbook, "text_prompts", benchmark.cut_prompts())
     torch.testing.assert_close(textbook.forward(learner, images)[2], g, atol=1e-5, rtol=0)
+
+
+def made_up():
+    cases = {f"step, maple, {K} classes, 4 images": K / 1000 for K in (5, 50, 500, 1000)}
+    cases |= {f"step, cocoop, {K} classes, 4 images": 2 * K / 1000 for K in (50, 500)}
+    cases |= {"evaluation, cocoop, 50 classes, 80 images": 4.0,         # 0.05 s an image,
+              "evaluation, cocoop, 500 classes, 8 images": 4.0,         # 0.5 s: 1 ms a class
+              "image tower, 1000 images": 1.0, "decoding of one JPEG, 64 pixels": 0.0005,
+              "decoding of one JPEG, 500 pixels": 0.004,
+              "a run without its steps and images, of a process": 10.0,
+              "a run without its steps and images, in a grid": 3.0}
+    return [{"case": case, "form": "fast", "dtype": dtype, "processor": processor,
+             "seconds": str(value)} for case, value in cases.items()
+            for processor, dtype in (("GPU, x", "float16"), ("2 CPU cores", "float32"))]
+
+
+@pytest.mark.parametrize("gpu, image, large", [(True, 0.001, 0.004), (False, 0.0015, 0.005)])
+def test_an_estimate_adds_up_what_was_measured(gpu, image, large):
+    machine = estimate.Machine(gpu, made_up())
+    assert [machine.step("maple", K) for K in (5, 20, 700, 1200)] == pytest.approx(
+        [0.005, 0.02, 0.7, 1.2])                                # a line through all made-up points
+    run = estimate.run_of("maple", machine, "eurosat", 5, 60)
+    assert run == pytest.approx({"steps": 60 * 0.005, "images": 8100 * image, "texts": 0,
+                                 "starts": 3})
+    run = estimate.run_of("cocoop", machine, "dtd", 24, 100)    # 1,692 images, 47 classes halved
+    assert run == pytest.approx({"steps": 4.8, "images": 0, "texts": 1692 * 0.0235, "starts": 3})
+    found = estimate.tables(machine)
+    n = 133_696 - 8100                                          # 18 passes of MaPLe, one before
+    assert found["Table 1"]["images"] == pytest.approx(19 * (n * large + 8100 * image))
+    assert found["Table 1"]["starts"] == 10 + 396 * 3
+    assert found["Table 4"]["starts"] == 2 * 12 * 10 and found["Table 4"]["steps"] == 0
+    assert sum(estimate.TESTS[name] for name in data.ALL) == 133_696
+
+
+def test_what_was_not_measured_is_not_run():
+    rows = [row for row in made_up() if "GPU" in row["processor"]]
+    lines = estimate.page(rows).splitlines()
+    assert all(line.endswith("| not run | - |") for line in lines[2:]) and len(lines) == 7
