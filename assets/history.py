@@ -42,7 +42,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
 
     def job():
-        plan = train.parse(argv or train.BARE.split())
+        plan = train.parse(argv)
         if len(plan) > 1:
             raise ValueError("history.py makes one run: give each option one value")
         train.run(plan[0], watch)

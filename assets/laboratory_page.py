@@ -21,7 +21,7 @@ import evaluate
 from assets import geometry, real_features, report, world
 
 CSV = Path(__file__).with_name("laboratory.csv")
-PILOT = range(101, 109)                                     # seeds that no grid but the pilot's has
+PILOT = range(101, 121)             # seeds of the pilot and of the choice of a rate, no grid's
 
 # Rows of laboratory.csv --------------------------------------------------------------------------
 
@@ -56,6 +56,8 @@ TWICE = {"epochs": 44}
 COCOOP = {"method": "cocoop"}
 ADJUSTED = {**LONG, "logit_adjust": True}
 W1, W2, RATES = (0.0, 0.3, 3.4, 39.6), (0.0, 0.8, 3.2, 36.0), (0.0009, 0.0035, 0.014)
+EPOCHS_TRIED = (5,)                 # then 10, then 2
+RATES_TRIED = (0.0002, 0.0004, 0.0009, 0.0018, 0.0035, 0.007)    # factors of two
 
 
 def setting(value):

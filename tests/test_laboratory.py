@@ -200,6 +200,22 @@ def test_criteria_by_hand():
     assert "met       11.0 ± 2.0  MaPLe at tau = 1 lifts" in text
 
 
+def test_the_rate_is_chosen_by_its_criterion_by_hand(monkeypatch):
+    """Zero-shot has 46 and 56. At 5 epochs novel or base lacks 1; at 10 two rates meet it."""
+    monkeypatch.setattr(page, "RATES_TRIED", (0.0002, 0.0009))
+    rows = {(5, .0002): (46, 55, 63), (5, .0009): (45, 70, 64), (10, .0002): (46, 56, 51),
+            (10, .0009): (60, 57, 58), (2, .0002): (70, 70, 70), (2, .0009): (71, 71, 71)}
+    done = {page.key_of({**BALANCED, "epochs": epochs, "lr": rate}, 101 + seed): dict(
+        zip(page.ACCURACIES, (mean + 2 * seed - 1 for mean in means), strict=True))
+        for (epochs, rate), means in rows.items() for seed in (0, 1)}
+    pilots = page.Results(done, pilot=True)
+    *lines, taken = laboratory.choice({"base": 46, "novel": 56}, pilots).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["NOT MET"] * 2 + ["met"] * 4
+    assert lines[3] == "met      10 epochs, 0.0009  base 60.0 ± 1.4, novel 57.0 ± 1.4, H 58.0 ± 1.4"
+    assert taken == "taken: 10 epochs, 0.0009"
+    assert "taken: none" in laboratory.choice({"base": 99, "novel": 99}, pilots)
+
+
 def test_criteria_txt_is_what_the_tiny_clip_and_the_csv_say(shape):
     text = laboratory.criteria_text(shape, page.read_results())
     assert text == laboratory.CRITERIA.read_text(encoding="utf-8")

@@ -36,13 +36,32 @@ import prompts
 import train
 from assets import world
 
-# The bare command ------------------------------------------------------------------------------
+# The first table and one run of it -------------------------------------------------------------
+
+ONE = ["--npt", "--tau", "0.01"]
+
+
+def test_the_bare_command_is_the_first_table(monkeypatch, capsys):
+    """Its line is said and can be typed; a flag of one's own leaves the run that it is made of."""
+    plans = []
+    monkeypatch.setattr(train, "run_grid", lambda plan, root: plans.append((plan, root)))
+    assert train.main([]) == train.main(train.BARE.split()) == 0
+    assert capsys.readouterr().out == f"python train.py {train.BARE}\n"
+    (plan, root), typed = plans
+    assert len(plan) == 16 and (plan, root) == typed and root == Path("runs")
+    assert {(run.npt, run.tau, run.seed) for run in plan} == {
+        (npt, tau, seed) for npt in (False, True) for tau in (1, .01) for seed in (1, 2, 3, 4)}
+    (alone,), (third,) = train.parse(["--seed", "1"]), train.parse(["--seed", "3"])
+    assert vars(alone) | {"quiet": True} == vars(plan[0])
+    changed = {name for name, value in vars(third).items() if value != vars(alone)[name]}
+    assert changed == {"seed", "draw_seed", "name"}
+
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """`python train.py`, in a process of its own -> the run's folder and what was printed."""
+    """One run of it, in a process of its own -> the run's folder and what was printed."""
     folder = tmp_path_factory.mktemp("bare")
-    process = small_runs.started([], folder)
+    process = small_runs.started(ONE, folder)
     printed, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert [p.name for p in folder.iterdir()] == ["runs"]
@@ -51,7 +70,7 @@ def bare(tmp_path_factory):
     return run, printed
 
 
-def test_bare_command_leaves_a_run_and_prints_the_table(bare):
+def test_a_run_leaves_its_files_and_prints_a_table(bare):
     run, printed = bare
     assert sorted(files(run)) == ["drawn.csv", "log.csv", "prompts.pt", "result.json", "run.json"]
     saved = torch.load(run / "prompts.pt", weights_only=True)           # no pickle, and little
@@ -85,7 +104,7 @@ def test_bare_command_leaves_a_run_and_prints_the_table(bare):
     assert "near chance" not in printed
 
 
-def test_bare_command_draws_n_k_images_of_the_base_classes(bare):
+def test_a_run_draws_n_k_images_of_the_base_classes(bare):
     rows, names = read(bare[0] / "drawn.csv"), world.draw("world")[0]
     n = [sum(row["class"] == name for row in rows) for name in names]
     # 16 x 0.01^(k/11), at least 1; no novel class
@@ -111,7 +130,7 @@ def test_log_has_every_step_with_its_rate_and_eq7(bare):
 def test_same_seed_same_bytes(bare):
     """The first run was a process of its own; this one shares a process with other tests."""
     run, again = bare[0], bare[0].with_name("again")
-    done("--method", "maple", "--npt", "--tau", .01, "--out", again)
+    done(*ONE, "--out", again)
     for name in ("result.json", "log.csv", "drawn.csv"):
         assert (again / name).read_bytes() == (run / name).read_bytes()
     a, b = (torch.load(folder / "prompts.pt", weights_only=True)["learned"]
