@@ -60,7 +60,7 @@ CASES = [                                               # kind, method, classes,
     ("evaluation", "cocoop", 500, 8), ("images", "coop", 1, 1000)]
 TOO_LARGE = CASES[-6:-1]                                # the textbook form fits no laptop there
 PARTS = [("decoding", 64), ("decoding", 500), ("start", "of a process"), ("start", "in a grid")]
-COMMANDS = ["python train.py --method maple --npt --tau 0.01 --dataset world",
+COMMANDS = ["python train.py --method maple --npt --tau 0.01 --dataset world --epochs 5",
             "python train.py --method maple --npt --tau 0.01 --dataset eurosat"]
 ALL = [*CASES, *((command,) for command in COMMANDS), *PARTS]
 FORMS = ["textbook", "cut", "fast", "graphed"]

@@ -47,7 +47,7 @@ def test_a_case_replaces_its_rows_and_no_others(own_csv, monkeypatch):
     monkeypatch.setattr(benchmark, "matrix_rate", lambda *_: 1e12)
     words = ["--device", "cpu", "--precisions", "float32"]
     done(*words, "--cases", 14, main=benchmark.main)
-    line, = [x for x in benchmark.PAGE.read_text().splitlines() if "world` |" in x]
+    line, = [x for x in benchmark.PAGE.read_text().splitlines() if "--epochs 5` |" in x]
     assert line.split(" | ")[1:6] == ["7.00, 300", "4.50, 100", "1.50, 100", "4.7x", "3.0x"]
     assert line.split(" | ")[6:] == ["not run", "-", "- |"]
     monkeypatch.setattr(benchmark, "processor", lambda _: "an abacus")
