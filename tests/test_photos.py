@@ -147,7 +147,7 @@ def test_published_datasets_and_the_world_keep_16_and_1():
 
 @pytest.mark.parametrize("words, names", [
     ("", "world-maple-tau1-seed1"), ("--dataset a/pets", "pets-maple-natural-seed1"),
-    ("--shots 16 --epochs 5 --lr 0.0035 --n-ctx 2 --backbone tiny", "world-maple-tau1-seed1"),
+    ("--shots 16 --epochs 10 --lr 0.0009 --n-ctx 2 --backbone tiny", "world-maple-tau1-seed1"),
     ("--device cpu --data-root x --out y", "world-maple-tau1-seed1"),       # where a run works
     ("--dataset pets --shots 4", "pets-maple-tau1-seed1-shots4"),
     ("--dataset pets --shots 16", "pets-maple-tau1-seed1"),
