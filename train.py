@@ -83,6 +83,35 @@ def run(args, watch=None):
     args    one of what parse() answers; watch: see train
     """
     started = time.time()
+    dataset, items, learner, settings, split = prepare(args)
+    with claim(args.out, args.name, settings) as folder:
+        write_json(folder / "run.json", vars(settings) | circumstances(learner, dataset))
+        if dataset.own:
+            data.write(folder / "split.json", split)
+        frozen = evaluate.FrozenFeatures(dataset, folder.parent / "features")
+        # Zero-shot CLIP first: it shows at once whether pictures, names and labels fit together
+        plain = prompts.build("zeroshot", learner.clip, settings.trained_classes,
+                              ctx_init=dataset.template)
+        zeroshot = measure_parts(plain, dataset, settings, frozen, args.quiet)
+        warn_near_chance(dataset, zeroshot)
+        if not (folder / "prompts.pt").is_file():               # a killed run may have come so far
+            if items:
+                train(learner, dataset, items, settings, folder, args.quiet, watch)
+            save_prompts(folder, learner, settings)
+        # read back: an unbroken run and one that was killed go one way
+        prompts.load_trainable(learner, evaluate.read_prompts(folder)[1])
+        tuned = measure_parts(learner, dataset, settings, frozen, args.quiet)
+        result = result_of(settings, dataset, learner, tuned, zeroshot)
+        write_json(folder / "result.json", result)
+    warn_collapsed(folder, settings, tuned)
+    report(result, settings.label)
+    print(f"{time.time() - started:.0f} s; saved in {folder}")
+    return result
+
+
+def prepare(args):
+    """All that a run starts from, refused here where it can't be -> dataset, training items,
+    learner, settings, and of one's own photos the split as text."""
     whole = data.load(args.dataset, args.data_root, seed=args.draw_seed,
                       classnames=args.classnames_file)
     dataset = data.with_few_tests(whole, args.test_images, args.draw_seed)
@@ -101,29 +130,7 @@ def run(args, watch=None):
                             **learner_settings(settings))
     announce(learner, dataset, items, settings)
     data.check_pictures(dataset, items + dataset.test * dataset.own)        # the slow part, last
-
-    with claim(args.out, args.name, settings) as folder:
-        write_json(folder / "run.json", vars(settings) | circumstances(learner, dataset))
-        if dataset.own:
-            data.write(folder / "split.json", data.split_text(whole))
-        frozen = evaluate.FrozenFeatures(dataset, folder.parent / "features")
-        # Zero-shot CLIP first: it shows at once whether pictures, names and labels fit together
-        plain = prompts.build("zeroshot", clip, settings.trained_classes, ctx_init=dataset.template)
-        zeroshot = measure_parts(plain, dataset, settings, frozen, args.quiet)
-        warn_near_chance(dataset, zeroshot)
-        if not (folder / "prompts.pt").is_file():               # a killed run may have come so far
-            if items:
-                train(learner, dataset, items, settings, folder, args.quiet, watch)
-            save_prompts(folder, learner, settings)
-        # read back: an unbroken run and one that was killed go one way
-        prompts.load_trainable(learner, evaluate.read_prompts(folder)[1])
-        tuned = measure_parts(learner, dataset, settings, frozen, args.quiet)
-        result = result_of(settings, dataset, learner, tuned, zeroshot)
-        write_json(folder / "result.json", result)
-    warn_collapsed(folder, settings, tuned)
-    report(result, settings.label)
-    print(f"{time.time() - started:.0f} s; saved in {folder}")
-    return result
+    return dataset, items, learner, settings, data.split_text(whole)
 
 
 @functools.lru_cache(maxsize=1)
@@ -221,6 +228,7 @@ def graphed(objective, batch_size):
     try:
         images = torch.zeros(batch_size, 3, resolution, resolution, device=device)
         y = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        torch.cuda.set_device(device)                   # of several GPUs the one that captures
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")   # as it must be
         return torch.cuda.make_graphed_callables(objective, (images, y))
     except RuntimeError as error:                       # out of memory, or an old driver
@@ -914,7 +922,7 @@ def add_learner_options(add):
     add("--prompt-depth", type=whole(1), help="MaPLe: layers with tokens of their own (9, or all "
                                               "where there are fewer; 3 on all of imagenet)")
     add("--class-specific", action="store_true", help="CoOp: a context for each trained class")
-    add("--epochs", type=whole(1),
+    add("--epochs", type=whole(1, 100_000),
         help="the first is a warm-up at lr 1e-5 (5; CoOp 50; with the tiny CLIP 10)")
     add("--batch-size", type=whole(1), help="images in a step (4; CoOp 32)")
     add("--lr", type=number(0, 1e30), nargs="+", default=[None],
