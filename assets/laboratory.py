@@ -44,8 +44,8 @@ RUNS = Path("runs") / "laboratory"
 # The grids ---------------------------------------------------------------------------------------
 
 # seeds of the main cells, as many as the pilot asks for (criteria.txt); of controls; of other
-# learners, readings and transfer; of the sweep
-MAIN, SEEDS, SOME, FEW = (range(1, most + 1) for most in (40, 12, 8, 2))
+# learners, readings and transfer
+MAIN, SEEDS, SOME = (range(1, most + 1) for most in (40, 12, 8))
 QUICK_SEEDS = 2
 
 
@@ -75,8 +75,6 @@ GRIDS = {                       # a folder of runs: cells of laboratory_page.CEL
     "twice": (crossed({**page.LONG, **page.TWICE}, npt=BOTH), SOME),
     "even-twice": ([{**page.EVEN, **page.TWICE}], SOME),
     "transfer": (crossed({"classes": "all"}, npt=BOTH), SOME),
-    "sweep": (crossed(page.NPT, method=("cocoop", "maple"), w1=page.W1, w2=page.W2,
-                      lr=page.RATES), FEW),
 }
 PILOTS = {                      # no NPT: how far H spreads, alone and between two losses
     "pilot": ([page.LONG], page.PILOT[:8]),
