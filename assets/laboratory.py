@@ -60,6 +60,7 @@ NPT_LONG = {**page.LONG, **page.NPT}
 GRIDS = {                       # a folder of runs: cells of laboratory_page.CELL, and their seeds
     "zeroshot": ([page.ZERO], [1]),
     "main": (crossed({}, npt=BOTH, tau=(1.0, 0.01)), MAIN),
+    "own": (crossed(page.OWN, npt=BOTH, tau=(1.0, 0.01)), MAIN),
     "long-0.01": (crossed(page.LONG, npt=BOTH), MAIN),
     "even-long": ([page.EVEN_LONG], MAIN),
     "even-long-npt": ([{**page.EVEN_LONG, **page.NPT}], SEEDS),
@@ -258,8 +259,7 @@ def geometry():
                 z_k = torch.stack([z[y == k].mean(dim=0) for k in labels])
                 found |= {"texts": mean_cosine(g), "own": own.mean().item(),
                           "others": others.mean().item(), "delta_lcd": losses.delta_lcd(g).item(),
-                          "delta_star": best_shared_part(z_k),
-                          "own_best": z_k.norm(dim=1).mean().item()}
+                          "delta_star": best_shared_part(z_k)}
     return found
 
 

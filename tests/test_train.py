@@ -347,7 +347,7 @@ def test_the_tiny_clip_has_epochs_and_a_rate_of_its_own():
     names = [train.parse(words.split())[0].name for words in (
         "--epochs 10 --lr 0.0009", "--epochs 5 --lr 0.0035", "--backbone ViT-B/32 --epochs 5")]
     assert names == ["world-maple-tau1-seed1", "world-maple-tau1-seed1-epochs5-lr0.0035",
-                     "world-maple-tau1-seed1-backboneViT-B_32"]
+                     "world-maple-tau1-seed1-backboneViT_B_32"]
 
 
 PHOTO = "a photo of a"
