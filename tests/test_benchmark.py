@@ -112,3 +112,8 @@ def test_what_was_not_measured_is_not_run():
     rows = [row for row in made_up() if "GPU" in row["processor"]]
     lines = estimate.page(rows).splitlines()
     assert all(line.endswith("| not run | - |") for line in lines[2:]) and len(lines) == 7
+
+
+def test_reproducing_md_has_the_estimates_table():
+    page = (benchmark.PAGE.parent / "reproducing.md").read_text(encoding="utf-8")
+    assert estimate.page() in page

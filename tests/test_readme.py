@@ -1,6 +1,5 @@
 """The README and the pages beside it say what is there: their map, their commands, their files."""
 import ast
-import csv
 import re
 from pathlib import Path
 
@@ -166,18 +165,6 @@ def test_counts_of_learned_numbers_on_vit_b_16():
     text = " ".join(README.split())
     assert f"{maple:,} are learned" in text
     assert f"CoOp learns {16 * w:,}, CoCoOp {cocoop:,}" in text
-
-
-def test_the_estimates_start_from_the_measured_steps():
-    with open(ROOT / "assets" / "speed.csv", encoding="utf-8", newline="") as file:
-        seconds = {row["case"]: row["seconds"] for row in csv.DictReader(file)
-                   if (row["form"], row["dtype"]) == ("fast", "float32")}
-    text = " ".join(TEXT["assets/reproducing.md"].split())
-    maple = [seconds[f"step, maple, {K} classes, 4 images"] for K in (5, 50, 500, 1000)]
-    cocoop = [seconds[f"step, cocoop, {K} classes, 1 images"] for K in (50, 500)]
-    assert "{}, {}, {} and {} s at 5, 50, 500 and 1,000 classes".format(*maple) in text
-    assert "{} and {} s at 50 and 500".format(*cocoop) in text
-    assert seconds["evaluation, maple, 500 classes, 200 images"] + " s for 200 images" in text
 
 
 # form ---------------------------------------------------------------------------------------------
