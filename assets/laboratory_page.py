@@ -6,7 +6,6 @@ class, which all seeds share. The prose of laboratory.md is written by hand; thi
 stands between its markers, and tests/test_laboratory.py recomputes every figure in the prose.
 """
 import csv
-import hashlib
 import math
 import re
 from functools import lru_cache
@@ -77,12 +76,11 @@ def key_of(cell, seed):
 
 @lru_cache(maxsize=None)
 def fingerprint():
-    """The world that a row was measured in: the tiny CLIP's weights and the dataset's pictures."""
+    """The world that a row was measured in: the tiny CLIP's weights and the dataset's pictures, by
+    mean and standard deviation, which another processor's rounding does not change."""
     weights = clip_model.file_sha256(clip_model.ASSETS / "tiny_clip.pt")
-    digest = hashlib.sha256(weights.encode())
-    for picture in world.draw("world")[2].values():
-        digest.update(picture.tobytes())
-    return digest.hexdigest()[:12]
+    pixels = numpy.stack([*map(numpy.asarray, world.draw("world")[2].values())])
+    return f"{weights[:7]} {pixels.mean():.2f} {pixels.std():.2f}"
 
 
 def read_results():
