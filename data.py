@@ -13,8 +13,7 @@ picks from the training list. Where CoOp's split file is present it replaces rea
     tau  min n_k / max n_k, Sec. 5          item   (picture name in the picture folder, label)
 
 The split files, class names, folder layout and few-shot draws are those of CoOp, which CoCoOp and
-MaPLe share. To add a dataset in class folders, add a row to assets/datasets.csv and `read_folders`
-for it to READERS.
+MaPLe share. To add a dataset in class folders, add a row to assets/datasets.csv.
 
 From top to bottom: what a run trains on, pictures and batches, files, loading, readers, the paper's
 datasets, split files, a folder of one's own, what all scripts share, this one's command line.

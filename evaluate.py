@@ -47,6 +47,10 @@ TASKS = {                       # --task: the paper's targets where --targets na
     "domain-generalization": ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"],
 }
 OF_TEXTS = ("delta_lcd", "lcd_rms", "lc_shared", "lc_unequal")      # measured on texts alone
+COLLAPSE = {                    # Definitions 2 and 3, L_LC's two parts, Sec. 3.2; 0 is an ETF
+    "delta_lcd": "Delta_LCD", "delta_mid": "Delta_MID", "lc_shared": "L_LC: shared",
+    "lc_unequal": "unequal angles", "feature_collapse": "collapse: feature",
+    "prototype_collapse": "prototype", "classifier_collapse": "classifier"}
 PLACES = ("data_root", "device")        # settings that may differ when a run goes on
 Z = 1.959964                    # of the normal distribution, 95 % lie within -Z and Z
 
@@ -119,11 +123,11 @@ def measure(learner, z, y, batch_size=100):
     """
     K, lam = len(learner.classnames), learner.clip.temperature
     if learner.per_image:
-        batch_size = max(1, min(batch_size, 2000 // K))             # B x K texts at a time
+        batch_size, mean_g = max(1, min(batch_size, 2000 // K)), 0      # B x K texts at a time
     else:
-        g = learner.text_features()
+        g = mean_g = learner.text_features()
         of_texts = text_measures(g)
-    sums, mean_g, probabilities = [], 0, []
+    sums, probabilities = [], []
     for z_b, y_b in zip(z.split(batch_size), y.split(batch_size), strict=True):
         if learner.per_image:
             g = learner.text_features(z_b)
@@ -139,8 +143,7 @@ def measure(learner, z, y, batch_size=100):
     numbers["accuracy"] = 100 * right.double().mean().item()
     numbers["mean_recall"] = mean_recall(y_cpu, right, K)
     numbers["right"] = numpy.packbits(right).tobytes().hex()        # a bit an image, for pairing
-    collapses = losses.collapses(z, mean_g if learner.per_image else g, y)          # Sec. 3.2
-    return numbers | collapses, probabilities
+    return numbers | losses.collapses(z, mean_g, y), probabilities                  # Sec. 3.2
 
 
 def finite(probabilities):
@@ -165,7 +168,7 @@ def mean_recall(y, right, K):
 
 def harmonic_mean(base, novel):
     """H = 2 b n / (b + n); 0 where both are 0."""
-    return 2 * base * novel / (base + novel) if base + novel else 0.0
+    return 2 * base * novel / (base + novel or 1)
 
 
 # How sure that is ------------------------------------------------------------------------------
@@ -207,7 +210,9 @@ def verdict(gain):
     """Whether a gain is larger than the noise of its test images, in words."""
     if gain["low"] > 0:
         return GAIN
-    return LOSS if gain["high"] < 0 else NOISE
+    if gain["high"] < 0:
+        return LOSS
+    return NOISE
 
 
 def student_t(df, inside=0.95):
@@ -249,41 +254,31 @@ class FrozenFeatures:
     def of(self, learner, labels, show=None):
         """z (N, d) and y (N,) of the test images of some classes."""
         if self.z is None:
-            self.z = self.kept(learner, show) if self.folder else self.made(learner, show)
+            self.z = self.all(learner, show)
         new = {label: k for k, label in enumerate(labels)}
         rows = [i for i, (_, label) in enumerate(self.dataset.test) if label in new]
         y = [new[self.dataset.test[i][1]] for i in rows]
         return self.z[rows], torch.tensor(y, device=self.z.device)
 
-    def made(self, learner, show):
-        return image_features(learner, self.dataset, self.dataset.test, show)[0]
-
-    def kept(self, learner, show):
-        path = self.folder / f"{self.dataset.name}-{self.fingerprint(learner.clip)}.pt"
-        lock, z = path.with_name(f".{path.name}.lock"), None
-        with contextlib.suppress(OSError):      # on a read-only or full disk: made again next time
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(lock):       # others wait, then find it there
-                z = self.read(path)
-                if z is None:
-                    z = self.made(learner, show).cpu()
-                    content = {"z": z, "sha256": clip_model.tensors_sha256({"z": z})}
-                    data.write(path, clip_model.as_bytes(content))
-                with contextlib.suppress(OSError):              # Windows keeps an open file
-                    lock.unlink()
-        z = self.made(learner, show) if z is None else z
+    def all(self, learner, show):
+        """Of all test images, from the folder where they are there."""
+        z = None
+        if self.folder:
+            path = self.folder / f"{self.dataset.name}-{self.fingerprint(learner.clip)}.pt"
+            lock = path.with_name(f".{path.name}.lock")
+            with contextlib.suppress(OSError):  # on a read-only or full disk: made again next time
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with filelock.FileLock(lock):   # others wait, then find it there
+                    z = kept(path)
+                    if z is None:
+                        z = image_features(learner, self.dataset, self.dataset.test, show)[0]
+                        content = {"z": z.cpu(), "sha256": clip_model.tensors_sha256({"z": z})}
+                        data.write(path, clip_model.as_bytes(content))
+                    with contextlib.suppress(OSError):          # Windows keeps an open file
+                        lock.unlink()
+        if z is None:
+            z = image_features(learner, self.dataset, self.dataset.test, show)[0]
         return z.to(learner.clip.logit_scale.device)
-
-    def read(self, path):
-        """The features in a file, None where there is none to trust."""
-        try:
-            content = clip_model.read_tensors(path)
-            z = content["z"]
-            right = z.dtype == torch.float32 and len(z) == len(self.dataset.test)
-            right = right and z.isfinite().all()
-            return z if right and clip_model.tensors_sha256({"z": z}) == content["sha256"] else None
-        except Exception:                           # absent, cut off, or something else altogether
-            return None
 
     def fingerprint(self, clip):
         view = data.transform(clip.visual.resolution, train=False)
@@ -300,6 +295,15 @@ class FrozenFeatures:
             return self.dataset.sha256(name)
         stat = self.dataset.path(name).stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def kept(path):
+    """The features in a file; None where it is absent, cut off, or something else altogether."""
+    with contextlib.suppress(Exception):
+        content = clip_model.read_tensors(path)
+        if clip_model.tensors_sha256({"z": content["z"]}) == content["sha256"]:
+            return content["z"]
+    return None
 
 
 @functools.lru_cache(maxsize=1)
@@ -384,10 +388,11 @@ def check_settings(settings, run_json):
     for name, n in zip(settings["trained_classes"], settings["class_counts"], strict=True):
         if type(name) is not str or type(n) not in (int, type(None)):
             raise TypeError(f"{str(name)[:40]!r} and {str(n)[:40]!r} are no class and its images")
-    told = json.loads(run_json.read_text(encoding="utf-8")) if run_json.is_file() else settings
-    for name in settings.keys() - set(PLACES):
-        if json.dumps(settings[name], default=str) != json.dumps(told[name], default=str):
-            raise ValueError(f"its {name[:40]} is not that of run.json")
+    if run_json.is_file():
+        told = json.loads(run_json.read_text(encoding="utf-8"))
+        for name in settings.keys() - set(PLACES):
+            if json.dumps(settings[name], default=str) != json.dumps(told[name], default=str):
+                raise ValueError(f"its {name[:40]} is not that of run.json")
 
 
 def load_dataset(folder, settings, data_root):
@@ -439,14 +444,16 @@ def tested_classes(dataset, settings, which=None):
 
     settings    the run's, as a dictionary
     """
-    parts, usual = parts_of(dataset), [settings["classes"]]
+    parts, tested = parts_of(dataset), [settings["classes"]]
     # a context for each class was learned for the trained ones alone
     if settings["classes"] == "base" and parts["novel"] and not settings.get("class_specific"):
-        usual.append("novel")
-    if which == "novel" and "novel" not in usual:
+        tested.append("novel")
+    if which == "novel" and "novel" not in tested:
         raise ValueError(f"this run was trained on all classes of {dataset.name}: none is novel to "
                          "it")
-    return {part: parts[part] for part in ([which] if which else usual)}
+    if which:
+        tested = [which]
+    return {part: parts[part] for part in tested}
 
 
 # Tables 1, 2, 4 for one run --------------------------------------------------------------------
@@ -455,19 +462,20 @@ def evaluate_classes(learner, dataset, labels, frozen):
     """What a learner and zero-shot CLIP have on the test images of some classes, as JSON takes it,
     and their probabilities (N, K); zero-shot's are None where nothing was learned."""
     result, p = score(learner, dataset, labels, frozen, "test images")
-    y, plain = torch.tensor(data.labels_of(data.select(dataset.test, labels))), None
+    y = torch.tensor(data.labels_of(data.select(dataset.test, labels)))
     was = right = p.argmax(dim=1) == y
+    plain = gain = None
     if prompts.trainable(learner):
         names = [dataset.classnames[k] for k in labels]
         zeroshot = prompts.build("zeroshot", learner.clip, names, ctx_init=dataset.template)
         plain = score(zeroshot, dataset, labels, frozen, "zero-shot")[1]
         was = plain.argmax(dim=1) == y
+        gain = paired_gain(was, right)
     return result | {
         "num_classes": len(labels), "test_images": len(y),
         "accuracy_interval": wilson(int(right.sum()), len(y)),
         "zeroshot": 100 * was.double().mean().item(),
-        "zeroshot_mean_recall": mean_recall(y, was, len(labels)),
-        "gain": None if plain is None else paired_gain(was, right)}, p, plain
+        "zeroshot_mean_recall": mean_recall(y, was, len(labels)), "gain": gain}, p, plain
 
 
 def base_to_novel(learner, dataset, parts, frozen):
@@ -476,32 +484,21 @@ def base_to_novel(learner, dataset, parts, frozen):
                for part, labels in parts.items()}
     rows = [("", "classes", "images", "zero-shot", "accuracy", "95 % interval", "class mean")]
     for part, r in results.items():
-        low, high = r["accuracy_interval"]
         rows.append((part, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"],
-                     f"{low:.1f} to {high:.1f}", r["mean_recall"]))
+                     "{:.1f} to {:.1f}".format(*r["accuracy_interval"]), r["mean_recall"]))
     print(table(rows))
-    show_collapse(results)
-    for part, result in results.items():
-        show_gain(part, result["gain"])
+    print(table([("", *COLLAPSE.values()), *(
+        (part, *(f"{r[name]:.4f}" for name in COLLAPSE)) for part, r in results.items())]))
+    show_gains(results)
     if results.keys() == {"base", "novel"}:
-        both = [results[part]["accuracy"] for part in ("base", "novel")]
-        results["harmonic_mean"] = harmonic_mean(*both)
+        results["harmonic_mean"] = harmonic_mean(results["base"]["accuracy"],
+                                                 results["novel"]["accuracy"])
         print(f"harmonic mean {results['harmonic_mean']:.2f}")
     return results
 
 
-def show_collapse(results):
-    """Definitions 2 and 3, L_LC's two parts and Sec. 3.2's collapses of each part; 0 is an ETF."""
-    names = {"delta_lcd": "Delta_LCD", "delta_mid": "Delta_MID", "lc_shared": "L_LC: shared",
-             "lc_unequal": "unequal angles", "feature_collapse": "collapse: feature",
-             "prototype_collapse": "prototype", "classifier_collapse": "classifier"}
-    rows = [("", *names.values())]
-    rows += [(part, *(f"{result[name]:.4f}" for name in names)) for part, result in results.items()]
-    print(table(rows))
-
-
-def show_gain(part, gain):
-    if gain:
+def show_gains(results):
+    for part, gain in ((part, r["gain"]) for part, r in results.items() if r["gain"]):
         print(f"{part}: {gain['points']:+.2f} points over zero-shot, 95 % interval "
               f"{gain['low']:+.2f} to {gain['high']:+.2f} ({gain['better']} images are right only "
               f"now, {gain['worse']} only before): {verdict(gain)}")
@@ -513,7 +510,7 @@ def transfer(learner, label, targets, data_root, kept=None):
     kept    folder of the frozen tower's features
     """
     datasets = {target: data.load(target, data_root) for target in targets}     # before any work
-    results = {}
+    results, rows = {}, [("target", "classes", "images", "zero-shot", label)]
     for target, dataset in datasets.items():
         print(f"{label} on {dataset.name}, split: {dataset.split}")
         dataset.show_notes()
@@ -522,15 +519,12 @@ def transfer(learner, label, targets, data_root, kept=None):
                   "FOLDER tests all")
         data.check_pictures(dataset, dataset.test, decode=False)
         labels, frozen = list(range(len(dataset.classnames))), FrozenFeatures(dataset, kept)
-        results[target] = evaluate_classes(learner, dataset, labels, frozen)[0]
-        results[target] |= {"split": dataset.split, "official_split": dataset.official_split}
-    rows = [("target", "classes", "images", "zero-shot", label)]
-    rows += [(target, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"])
-             for target, r in results.items()]
-    columns = zip(*((r["zeroshot"], r["accuracy"]) for r in results.values()), strict=True)
-    print(table([*rows, ("average", "", "", *(sum(c) / len(results) for c in columns))]))
-    for target, result in results.items():
-        show_gain(target, result["gain"])
+        r, *_ = evaluate_classes(learner, dataset, labels, frozen)
+        results[target] = r | {"split": dataset.split, "official_split": dataset.official_split}
+        rows.append((target, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"]))
+    means = [statistics.fmean(r[key] for r in results.values()) for key in ("zeroshot", "accuracy")]
+    print(table([*rows, ("average", "", "", *means)]))
+    show_gains(results)
     return results
 
 
@@ -600,10 +594,10 @@ def run(args):
                  "test_images": settings.get("test_images")}
     else:
         asked = args.targets or TASKS[args.task]
-        targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
-        data_root = args.data_root or settings["data_root"]
+        targets = [t for name in asked for t in {"all": data.ALL}.get(name, [name])]
         out.mkdir(parents=True, exist_ok=True)
-        results = transfer(learner, settings["label"], targets, data_root, kept)
+        results = transfer(learner, settings["label"], targets,
+                           args.data_root or settings["data_root"], kept)
     found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
              "results": results}
     data.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
