@@ -995,9 +995,9 @@ def names_from_file(path, ids):
     """Lines `folder<TAB>name`, or with a space, colon, semicolon or comma -> names in the order of
     `ids`. Names alone are refused: which folder is the third of 1, 10, 2?"""
     lines = [one_spelling(line) for line in read_lines(path)]
-    for mark in (" ", ":", ";", ",", "\t"):
+    for mark, around in ((" ", " "), (":", " "), (";", ' "'), (",", ' "'), ("\t", " ")):
         pairs = [line.partition(mark) for line in lines]
-        names = {key.strip(' "'): name.strip(' "') for key, _, name in pairs}
+        names = {key.strip(around): name.strip(around) for key, _, name in pairs}
         if len(lines) == len(ids) and sorted(names) == sorted(ids):
             return [names[key] for key in ids]
     odd = min({*names} ^ {*ids}, default="a folder twice")
