@@ -4,16 +4,14 @@
     python data.py eurosat --data-root data             # what a run would see, decoding nothing
     python data.py path/to/my/folder --shots 8 --json
 
-The way of every dataset: a row of ROWS says where it lies and what differs; a reader lists pictures
-with their class; `divide` makes train, val and test of what is not divided yet; the few-shot draw
-picks from the training list. Where CoOp's split file is present it replaces reader and `divide`.
+A row of assets/datasets.csv says where a dataset lies, which reader lists its pictures with their
+class, and what else differs. `divide` makes train, val and test of what comes undivided, and the
+few-shot draw picks from the training list. CoOp's split file, where it is, replaces reader and
+`divide`. Splits, names, folders and draws are CoOp's, which CoCoOp and MaPLe share.
 
     K    classes, labels 0..K-1             base   the first ceil(K/2) labels, Sec. 5: trained on
     n_k  training images of class k         novel  the rest: tested on with unseen class names
     tau  min n_k / max n_k, Sec. 5          item   (picture name in the picture folder, label)
-
-The split files, class names, folder layout and few-shot draws are those of CoOp, which CoCoOp and
-MaPLe share. To add a dataset in class folders, add a row to assets/datasets.csv.
 
 From top to bottom: what a run trains on, pictures and batches, files, loading, readers, the paper's
 datasets, split files, a folder of one's own, what all scripts share, this one's command line.
@@ -78,7 +76,7 @@ class Dataset:
     classnames: list                # in label order; "_" becomes a space in the prompt
     template: str                   # of zero-shot CLIP
     train: list                     # items
-    val: list                       # may be empty; ImageNet's is its test list, as in CoOp
+    val: list                       # may be empty; nothing is chosen by it
     test: list
     split: str                      # in words, for every result
     official_split: bool            # True where results are comparable with the papers'
@@ -240,8 +238,8 @@ def with_few_tests(dataset, n, seed):
     if n is None:
         return dataset
     rng, groups = random.Random(seed), by_label(labels_of(dataset.test)).values()
-    kept = {i for group in groups for i in rng.sample(group, min(n, len(group)))}
-    return replace(dataset, test=[item for i, item in enumerate(dataset.test) if i in kept],
+    kept = sorted(i for group in groups for i in rng.sample(group, min(n, len(group))))
+    return replace(dataset, test=[dataset.test[i] for i in kept],
                    split=f"{dataset.split}; a subset, {n} test images a class")
 
 
@@ -323,10 +321,8 @@ def fault_of(path, exif, *state):
 
 def missing(dataset, items):
     """Names of pictures that are not on the disk."""
-    if dataset.embedded:
-        return []
-    return [name for name in dict.fromkeys(name for name, _ in items)
-            if not dataset.path(name).is_file()]
+    names = {} if dataset.embedded else dict.fromkeys(name for name, _ in items)
+    return [name for name in names if not dataset.path(name).is_file()]
 
 
 def transform(resolution, train, crop_scale=(0.08, 1.0)):
@@ -461,10 +457,8 @@ def room_for_workers(folder="/dev/shm"):
 # Files, for all scripts --------------------------------------------------------------------
 
 def escapes(path):
-    """True for a name that is not plainly inside its folder, or not in its one normal spelling.
-
-    That is: empty, absolute, with '..', './', '//', a drive, a backslash, or bytes not in UTF-8.
-    """
+    """True for a name that is not plainly inside its folder, or not in its one normal spelling:
+    empty, absolute, with '..', './', '//', a drive, a backslash, or bytes not in UTF-8."""
     pure = PurePosixPath(path)
     if str(pure) != path or pure.is_absolute() or not pure.parts or ".." in pure.parts:
         return True
@@ -593,12 +587,12 @@ def refuse_workers():
 
 def checked(dataset):
     """Names can be read, every class can be trained; what can't be tested or told apart is said."""
-    names = dataset.classnames
+    names, unseen = dataset.classnames, ("Cc", "Cf", "Zs", "Zl", "Zp")      # control, format, space
     if dataset.own and len(names) == 1:
         raise ValueError(f"{dataset.pictures}: one class only, {names[0]}; expected a folder for "
                          "each: if they lie in that, name it instead; a CSV of labels is not read")
     for label, name in enumerate(names):
-        if unreadable(name):
+        if NOT_UTF8.search(name) or all(unicodedata.category(c) in unseen for c in name):
             raise ValueError(f"{dataset.name}: class {label} is named {name!r}, which is empty or "
                              "can't be seen; give it a name")
     tokens = [tuple(clip_model.prompt_ids(name.replace("_", " "))) for name in names]
@@ -610,11 +604,11 @@ def checked(dataset):
     for part in ("train", "test"):
         have = {*labels_of(getattr(dataset, part))}
         lacking = [name for label, name in enumerate(names) if label not in have]
-        message = (f"{len(lacking)} of {len(names)} classes have no {part} picture: "
-                   f"{', '.join(lacking[:3])}")
+        if lacking:
+            dataset.notes.append(f"{len(lacking)} of {len(names)} classes have no {part} picture: "
+                                 f"{', '.join(lacking[:3])}")
         if lacking and (part == "train" or not have):
-            raise ValueError(f"{dataset.name}: {message}")
-        dataset.notes += [message] * (lacking != [])
+            raise ValueError(f"{dataset.name}: {dataset.notes[-1]}")
     return dataset
 
 
@@ -718,13 +712,13 @@ def class_folders(folder, prefix, skip, notes):
         if (entry.name in OURS) + bool(runs) + (not names) > 1:     # 2 of 3 signs: not a class
             ours.append(entry.name)
             continue
+        for odd in filter(NOT_UTF8.search, [entry.name, *names]):
+            raise ValueError(f"{str(folder)!r}: the name {odd!r} is not in UTF-8; rename it")
+        if not names:
+            empty.append(entry.path)
         ours += runs
         stray += [name for name in files if not name.lower().endswith(ENDINGS)]
         deep += [name for name in names if name.count("/") > 1]
-        if not names:
-            empty.append(entry.path)
-        for odd in filter(NOT_UTF8.search, [entry.name, *names]):
-            raise ValueError(f"{str(folder)!r}: the name {odd!r} is not in UTF-8; rename it")
         classes.setdefault(one_spelling(entry.name), []).extend(prefix + name for name in names)
     if empty:
         raise ValueError(f"{', '.join(empty)}: class folder without a picture ({' '.join(ENDINGS)})"
@@ -806,12 +800,6 @@ def read_aircraft(pictures, notes, skip=()):
 
 
 READERS = {"folders": read_folders, "variant": read_variant, "aircraft": read_aircraft}
-
-
-def unreadable(name):
-    """True for a class name with bytes that no UTF-8 has, or with no character that is seen."""
-    unseen = ("Cc", "Cf", "Zs", "Zl", "Zp")         # control, format, spaces
-    return bool(NOT_UTF8.search(name)) or all(unicodedata.category(c) in unseen for c in name)
 
 
 # The paper's datasets: facts from CoOp in assets/datasets.csv, and how they are fetched -----------
@@ -925,25 +913,19 @@ def read_split(path):
         raise ValueError(f"{path}: expected an object with the lists train, val and test")
     for part, items in parts.items():
         for i, entry in enumerate(content[part]):
-            if not fits(entry, names, seen):
+            kinds = isinstance(entry, list) and [type(value) for value in entry]
+            if (kinds != [str, int, str] or escapes(entry[0]) or entry[0] in seen or entry[1] < 0
+                    or names.get(entry[1], entry[2]) != entry[2]):
                 raise ValueError(f"{path.name}: {part}[{i}] {str(entry)[:120]}: expected [picture, "
                                  "label, class name]: a relative path with '/' inside the picture "
                                  "folder that stands nowhere else, a label from 0, its one name")
-            seen.add(entry[0])
-            names[entry[1]] = entry[2]
-            items.append((entry[0], entry[1]))
+            picture, label, names[label] = entry
+            seen.add(picture)
+            items.append((picture, label))
     if not names or max(names) >= len(names):
-        raise ValueError(f"{path}: expected labels from 0 without a gap, got {sorted(names)[-3:]} "
-                         f"at the end of {len(names)}")
+        raise ValueError(f"{path}: expected labels from 0 without a gap, got {len(names)} "
+                         f"up to {max(names, default='none')}")
     return [names[k] for k in sorted(names)], parts
-
-
-def fits(entry, names, seen):
-    """Whether it is a [picture, label, class name] beside the names and pictures before it."""
-    if not isinstance(entry, list) or [type(value) for value in entry] != [str, int, str]:
-        return False
-    picture, label, name = entry
-    return not (escapes(picture) or picture in seen or label < 0 or names.get(label, name) != name)
 
 
 def split_text(dataset):
@@ -1131,37 +1113,33 @@ def facts_of(dataset, shots, seed, tau, base_novel):
     if shots:
         positions = few_shot(labels, shots, seed)
     items = training_items(dataset, trained, shots, tau, seed)
-    drawn, gone = Counter(labels_of(items)), missing(dataset, dataset.train + dataset.val
-                                                     + dataset.test)
-    return {
-        "name": dataset.name, "num_classes": len(dataset.classnames),
-        "classnames": dataset.classnames, "num_base": len(trained),
-        "template": dataset.template, "split": dataset.split,
-        "official_split": dataset.official_split,
+    drawn, listed = Counter(labels_of(items)), dataset.train + dataset.val + dataset.test
+    facts = {key: getattr(dataset, key) for key in (
+        "name", "classnames", "template", "split", "official_split", "class_ids", "notes")}
+    return facts | {
+        "num_classes": len(dataset.classnames), "num_base": len(trained),
         "pictures": "embedded" if dataset.embedded else str(dataset.pictures),
         "train": len(labels), "val": len(dataset.val), "test": len(dataset.test),
-        "missing": len(gone), "shots": shots, "seed": seed, "tau": tau,
+        "missing": len(missing(dataset, listed)), "shots": shots, "seed": seed, "tau": tau,
         "class_counts": [drawn[k] for k in range(len(trained))],
         "draw_sha256": hashlib.sha256(",".join(map(str, positions)).encode()).hexdigest(),
-        "first": [name for name, _ in items[:3]], "class_ids": dataset.class_ids,
-        "notes": dataset.notes}
+        "first": [name for name, _ in items[:3]]}
 
 
 def show(facts, dataset):
     """The same for reading."""
-    counts = facts["class_counts"]
-    print(f"{facts['name']}: {facts['num_classes']} classes, the first {len(counts)} are trained "
-          f"on; zero-shot prompt \"{facts['template']}\"")
+    n, K = facts["class_counts"], facts["num_classes"]
+    print(f"{facts['name']}: {K} classes, the first {len(n)} are trained on; zero-shot prompt "
+          f"\"{facts['template']}\"")
     dataset.show_notes()
     for key in ("pictures", "split", "train", "val", "test", "missing", "draw_sha256"):
         print(f"{key:12}{facts[key]}")
-    shots = f"{facts['shots'] or 'all'} shots"
-    print(f"drawn       {sum(counts)} training images: {shots}, seed {facts['seed']}, "
-          f"{tau_words(facts['tau'])}, n_k from {max(counts)} to {min(counts)}\n"
-          f"            first {', '.join(facts['first'])}\n")
+    print(f"drawn       {sum(n)} training images: {facts['shots'] or 'all'} shots, seed "
+          f"{facts['seed']}, {tau_words(facts['tau'])}, n_k from {max(n)} to {min(n)}\n"
+          f"            first {', '.join(facts['first'])}\n\n"
+          "label  drawn  train   test  class")
     train, test = (Counter(labels_of(items)) for items in (dataset.train, dataset.test))
-    drawn = counts + ["novel"] * (facts["num_classes"] - len(counts))
-    print("label  drawn  train   test  class")
+    drawn = n + ["novel"] * (K - len(n))
     for label, name in enumerate(facts["classnames"]):
         print(f"{label:5}  {drawn[label]:>5}  {train[label]:5}  {test[label]:5}  {name}")
 
