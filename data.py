@@ -339,31 +339,29 @@ def transform(resolution, train, crop_scale=(0.08, 1.0)):
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Items of a dataset as (tensor (3, H, W), label)."""
+    """Items of a dataset as (tensor (3, H, W), label).
 
-    def __init__(self, dataset, items, transform):
-        self.dataset, self.items, self.transform = dataset, items, transform
+    seed    None for test views, whose index is a place in the list; of random views, whose index is
+            (epoch, place in the list)
+    """
+
+    def __init__(self, dataset, items, transform, seed=None):
+        self.dataset, self.items, self.transform, self.seed = dataset, items, transform, seed
 
     def __len__(self):
         return len(self.items)
 
-    def __getitem__(self, i):
-        name, label = self.items[i]
-        return self.transform(self.dataset.open(name)), label
-
-
-class TrainingPictures(Pictures):
-    """The same under random views; an index is (epoch, place in the list)."""
-
-    def __init__(self, dataset, items, transform, seed):
-        super().__init__(dataset, items, transform)
-        self.seed = seed
-
     def __getitem__(self, index):
+        if self.seed is None:
+            return self.view(index)
         epoch, i = index
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, i))
-            return super().__getitem__(i)
+            return self.view(i)
+
+    def view(self, i):
+        name, label = self.items[i]
+        return self.transform(self.dataset.open(name)), label
 
 
 def batches(dataset, items, resolution, device, batch_size=100):
@@ -398,7 +396,7 @@ def training_batches(dataset, items, resolution, device, batch_size, epochs, see
         for step in range(steps(len(items), batch_size)):
             chosen = order[step * batch_size:(step + 1) * batch_size]
             plan.append([(epoch, i) for i in chosen])
-    return Batches(TrainingPictures(dataset, items, in_bytes(view), seed), plan[start:], device)
+    return Batches(Pictures(dataset, items, in_bytes(view), seed), plan[start:], device)
 
 
 def mixed_seed(*numbers):
@@ -510,9 +508,9 @@ def write_csv(path, rows):
 def defused(cell):
     """A CSV's cell in one line, with a ' before what is a formula in a spreadsheet; never the same
     of two pictures. Numbers stay."""
-    formula = re.match(r"'*([=@＝＋－＠]|[+-](?!(\d+\.?\d*(e[+-]?\d+)?|inf)$))", str(cell))
     if cell is None:
         return None
+    formula = re.match(r"'*([=@＝＋－＠]|[+-](?!(\d+\.?\d*(e[+-]?\d+)?|inf)$))", str(cell))
     return "'" * bool(formula) + printable(str(cell))
 
 
@@ -529,9 +527,7 @@ def read_csv(path):
 
 def check_output(option, path, endings=()):
     """Refuse, before any work, a file that can't be written at `path`, or is one of a run's.
-
-    option   what the line begins with, as "--out"; endings: of the name, any where there are none
-    """
+    option: what the line begins with, as "--out"; endings: of the name, () for any."""
     if endings and path.suffix.lower() not in endings:
         raise ValueError(f"{option} {path}: expected a name that ends in {', '.join(endings)}")
     if not path.parent.is_dir():
@@ -549,8 +545,7 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     """A Dataset by its name in NAMES, or from the path of a folder with a sub-folder a class.
 
     seed        of a split that has to be made here
-    classnames  for a folder: a file with a line `folder<TAB>name` for each class, or names in
-                sorted order of the folders
+    classnames  for a folder: a file with a line `folder<TAB>name` for each class
     fetch       download the pictures where they are absent and torchvision can
 
     FileNotFoundError says what to get and where to put it, ValueError what is wrong with it.
@@ -808,8 +803,7 @@ READERS = {"folders": read_folders, "variant": read_variant, "aircraft": read_ai
 class Row:
     name: str
     classes: int                    # K in the papers
-    places: list                    # [folder, pictures in it]: CoOp's first, others as they unpack
-    torchvision: str                # the folder that torchvision makes
+    places: list                    # [folder, pictures in it]: CoOp's first, torchvision's last
     template: str
     split: str                      # CoOp's split file, in the folder of `places`, and its Google
     drive: str                      # Drive id; its first training picture tells it from a private
@@ -868,7 +862,7 @@ def download(row, root):
                 # Flowers102 wants scipy at the end, for lists that CoOp's split replaces
                 getattr(torchvision.datasets, row.fetch)(scratch, download=True)
             target.mkdir(parents=True, exist_ok=True)
-            for entry in Path(scratch, row.torchvision).iterdir():
+            for entry in Path(scratch, row.places[-1][0]).iterdir():
                 archive = entry.suffix in (".zip", ".gz", ".tgz")
                 if not archive and not (target / entry.name).exists():
                     os.replace(entry, target / entry.name)
@@ -998,8 +992,9 @@ def load_kept(split_file, folder):
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, from where {split_file.parent} had its "
                                 "photos; if it has moved, add --data-root FOLDER")
+    kept = {name for items in parts.values() for name, _ in items}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
-    new = sorted(name for name in found - {name for items in parts.values() for name, _ in items}
+    new = sorted(name for name in found - kept
                  if name.lower().endswith(ENDINGS) and "/." not in f"/{name}")
     if new:
         notes.append(f"{len(new)} photos in {folder} are not in the run's {split_file.name} and "

@@ -64,19 +64,7 @@ def score(learner, dataset, labels, frozen, show=None):
     frozen  FrozenFeatures of the dataset
     """
     learner.set_classes([dataset.classnames[k] for k in labels])
-    return measure(learner, *tested_features(learner, dataset, labels, frozen, show))
-
-
-def tested_features(learner, dataset, labels, frozen, show=None):
-    """z (N, d), y (N,) of the test images of some classes.
-
-    This decides that image features are shared: in a frozen image tower they are the same for all
-    learners, and zero-shot CLIP's serve CoOp and CoCoOp.
-    """
-    items = data.select(dataset.test, labels)
-    if items and learner.frozen_images:
-        return frozen.of(learner, labels, show)
-    return image_features(learner, dataset, items, show)
+    return measure(learner, *frozen.of(learner, labels, show))
 
 
 @torch.no_grad()
@@ -97,7 +85,7 @@ def image_and_text_features(learner, dataset, labels, frozen, show=None):
     CoCoOp's texts belong to images; g is then their mean over these images.
     """
     learner.set_classes([dataset.classnames[k] for k in labels])
-    z, y = tested_features(learner, dataset, labels, frozen, show)
+    z, y = frozen.of(learner, labels, show)
     if not learner.per_image:
         return z, y, learner.text_features()
     few = max(1, 2000 // len(labels))                                   # B x K texts at a time
@@ -239,10 +227,8 @@ def half_width(values):
 # Image features of the frozen tower, shared ----------------------------------------------------
 
 class FrozenFeatures:
-    """z of a dataset's test images in the frozen image tower, made once for all that share it.
-
-    On a CPU nearly all of a run's time goes into its test images, and here their features depend on
-    weights, preprocessing, precision and pictures alone.
+    """z of a dataset's test images, made once for all that share a frozen image tower: on a CPU
+    nearly all of a run's time goes there.
 
     folder  where they are kept from run to run, under a name of all that they depend on. A file
             that is damaged or of other pictures is made anew.
@@ -252,13 +238,18 @@ class FrozenFeatures:
         self.dataset, self.folder, self.z = dataset, folder, None
 
     def of(self, learner, labels, show=None):
-        """z (N, d) and y (N,) of the test images of some classes."""
+        """z (N, d) and y (N,) of the test images of some classes.
+
+        This decides that features are shared: in a frozen image tower they are the same for all
+        learners, and zero-shot CLIP's serve CoOp and CoCoOp.
+        """
+        items, wanted = data.select(self.dataset.test, labels), {*labels}
+        if not items or not learner.frozen_images:
+            return image_features(learner, self.dataset, items, show)
         if self.z is None:
             self.z = self.all(learner, show)
-        new = {label: k for k, label in enumerate(labels)}
-        rows = [i for i, (_, label) in enumerate(self.dataset.test) if label in new]
-        y = [new[self.dataset.test[i][1]] for i in rows]
-        return self.z[rows], torch.tensor(y, device=self.z.device)
+        rows = [i for i, (_, label) in enumerate(self.dataset.test) if label in wanted]
+        return self.z[rows], torch.tensor(data.labels_of(items), device=self.z.device)
 
     def all(self, learner, show):
         """Of all test images, from the folder where they are there."""
@@ -320,6 +311,7 @@ SETTINGS = {                    # what prompts.pt must say of its run, and in wh
     "trained_classes": list, "class_counts": list, "draw_seed": int, "label": str,
     "classnames_file": (str, type(None)),
 }
+OF_A_LEARNER = {"n_ctx", "ctx_init", "prompt_depth", "class_specific", "class_place"}
 
 
 def load_run(folder, device="cpu", dtype=torch.float32, classnames=None, backbone=None):
@@ -330,13 +322,10 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None, backbon
     Raises FileNotFoundError where there is no finished run, ValueError for files that are not one.
     """
     folder = Path(folder)
-    runs = sorted(file.parent for file in folder.glob("*/result.json"))
-    if runs and not (folder / "result.json").exists():
-        raise FileNotFoundError(f"{folder} holds {len(runs)} runs: evaluate one of them, such as "
-                                f"{runs[0]}; train.py's command shows their means again")
     if not (folder / "result.json").is_file() or not (folder / "prompts.pt").is_file():
+        runs = sorted(file.parent.name for file in folder.glob("*/result.json"))
         raise FileNotFoundError(f"{folder} is no finished run: expected result.json and prompts.pt "
-                                "in it, as train.py leaves them")
+                                f"in it, as train.py leaves them; runs in it: {runs[:3] or 'none'}")
     settings, learned = read_prompts(folder)
     backbone = backbone or settings["backbone"]
     try:
@@ -347,10 +336,7 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None, backbon
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; where they moved: --backbone FILE") from None
     learner = prompts.build(settings["method"], clip, classnames or settings["trained_classes"],
-                            n_ctx=settings["n_ctx"], ctx_init=settings["ctx_init"],
-                            prompt_depth=settings["prompt_depth"],
-                            class_specific=settings.get("class_specific", False),
-                            class_place=settings.get("class_place", "end"))
+                            **{name: settings[name] for name in OF_A_LEARNER & settings.keys()})
     prompts.load_trainable(learner, learned)
     return learner, settings
 
@@ -504,10 +490,10 @@ def show_gains(results):
               f"now, {gain['worse']} only before): {verdict(gain)}")
 
 
-def transfer(learner, label, targets, data_root, kept=None):
+def transfer(learner, label, targets, data_root, features):
     """Tables 2 and 4: a run's prompts on other datasets, beside zero-shot CLIP on each.
 
-    kept    folder of the frozen tower's features
+    features    folder of the frozen tower's
     """
     datasets = {target: data.load(target, data_root) for target in targets}     # before any work
     results, rows = {}, [("target", "classes", "images", "zero-shot", label)]
@@ -518,7 +504,7 @@ def transfer(learner, label, targets, data_root, kept=None):
             print("note      the split's test part alone is tested; assets/report.py RUN --photos "
                   "FOLDER tests all")
         data.check_pictures(dataset, dataset.test, decode=False)
-        labels, frozen = list(range(len(dataset.classnames))), FrozenFeatures(dataset, kept)
+        labels, frozen = list(range(len(dataset.classnames))), FrozenFeatures(dataset, features)
         r, *_ = evaluate_classes(learner, dataset, labels, frozen)
         results[target] = r | {"split": dataset.split, "official_split": dataset.official_split}
         rows.append((target, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"]))
@@ -582,14 +568,14 @@ def parse(argv=None):
 
 def run(args):
     learner, settings = load_run(args.run, *machine(args), backbone=args.backbone)
-    out, kept, facts = args.out or args.run / "evaluation", args.run.parent / "features", {}
+    out, features, facts = args.out or args.run / "evaluation", args.run.parent / "features", {}
     if args.task == "base-to-novel":
         dataset = load_dataset(args.run, settings, args.data_root)
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
         dataset.show_notes()
         parts = tested_classes(dataset, settings, args.classes)
         out.mkdir(parents=True, exist_ok=True)          # before any work is done in vain
-        results = base_to_novel(learner, dataset, parts, FrozenFeatures(dataset, kept))
+        results = base_to_novel(learner, dataset, parts, FrozenFeatures(dataset, features))
         facts = {"split": dataset.split, "official_split": dataset.official_split,
                  "test_images": settings.get("test_images")}
     else:
@@ -597,7 +583,7 @@ def run(args):
         targets = [t for name in asked for t in {"all": data.ALL}.get(name, [name])]
         out.mkdir(parents=True, exist_ok=True)
         results = transfer(learner, settings["label"], targets,
-                           args.data_root or settings["data_root"], kept)
+                           args.data_root or settings["data_root"], features)
     found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
              "results": results}
     data.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))

@@ -312,7 +312,7 @@ def test_divide_by_hand(n, coops, a_folders):
      [0, 1, 2], True, "the lists and folders as published"),
     (pictures_in({"cat": 10, "dog": 10}, "c/"), [6, 8, 9, 7, 5], False, "made here by CoOp's")])
 def test_a_row_of_class_folders_of_ones_own(content, first, official, words, tmp_path, monkeypatch):
-    row = data.Row("mine", 2, [("c", "")], "", "{}", "", "", "", [], "", "", "folders")
+    row = data.Row("mine", 2, [("c", "")], "{}", "", "", "", [], "", "", "folders")
     monkeypatch.setitem(data.ROWS, "mine", row)
     dataset = loaded("mine", tmp_path, content)
     assert dataset.official_split is official and dataset.split.startswith(words)

@@ -288,7 +288,7 @@ def test_a_run_that_cannot_be_read(own, damage, line):
 
 def test_a_run_that_is_a_file_or_several_runs(own):
     assert stopped("run/result.json").startswith("error: run/result.json is no finished run")
-    assert ". holds 2 runs: evaluate one of them, such as run;" in stopped(".")
+    assert "as train.py leaves them; runs in it: ['run', 'sat']" in stopped(".")
 
 
 @pytest.mark.parametrize("words, line", [
