@@ -183,7 +183,8 @@ def asked_counts(dataset, labels, shots, tau, shuffle_seed=None, total=None):
     if dataset.own and shuffle_seed is None:
         have = Counter(labels_of(dataset.train))
         by_size = sorted(range(len(labels)), key=lambda k: -have[labels[k]])    # the head first
-        n = [count for _, count in sorted(zip(by_size, n, strict=True))]    # to the labels' order
+        count_of = dict(zip(by_size, n, strict=True))
+        n = [count_of[k] for k in range(len(labels))]
     return n
 
 
@@ -1109,16 +1110,18 @@ def facts_of(dataset, shots, seed, tau, base_novel):
         positions = few_shot(labels, shots, seed)
     items = training_items(dataset, trained, shots, tau, seed)
     drawn, listed = Counter(labels_of(items)), dataset.train + dataset.val + dataset.test
-    facts = {key: getattr(dataset, key) for key in (
-        "name", "classnames", "template", "split", "official_split", "class_ids", "notes")}
-    return facts | {
-        "num_classes": len(dataset.classnames), "num_base": len(trained),
+    return {
+        "name": dataset.name, "num_classes": len(dataset.classnames),
+        "classnames": dataset.classnames, "num_base": len(trained),
+        "template": dataset.template, "split": dataset.split,
+        "official_split": dataset.official_split,
         "pictures": "embedded" if dataset.embedded else str(dataset.pictures),
         "train": len(labels), "val": len(dataset.val), "test": len(dataset.test),
         "missing": len(missing(dataset, listed)), "shots": shots, "seed": seed, "tau": tau,
         "class_counts": [drawn[k] for k in range(len(trained))],
         "draw_sha256": hashlib.sha256(",".join(map(str, positions)).encode()).hexdigest(),
-        "first": [name for name, _ in items[:3]]}
+        "first": [name for name, _ in items[:3]], "class_ids": dataset.class_ids,
+        "notes": dataset.notes}
 
 
 def show(facts, dataset):
