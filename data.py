@@ -853,9 +853,8 @@ def how_to_get(row, root, problem):
 
 def download(row, root):
     """Let torchvision fetch a dataset, then move it to CoOp's layout: nothing unfinished ever
-    stands in its place. FileNotFoundError where that fails; no new empty folder is left."""
+    stands in its place. FileNotFoundError where that fails."""
     target = root / row.places[0][0]
-    new = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".fetching-") as scratch:
@@ -870,10 +869,6 @@ def download(row, root):
     except Exception as problem:                    # URLError, a wrong sum, a full disk, ...
         problem = f"torchvision could not fetch it ({problem})"
         raise FileNotFoundError(how_to_get(row, root, problem)) from None
-    finally:
-        for folder in new:
-            with contextlib.suppress(OSError):      # not empty: it holds the data
-                folder.rmdir()
 
 
 def imagenet_names(ids):
