@@ -41,10 +41,10 @@ NEAR = 0.02             # of a vector's length, to be the same one; half precisi
 
 
 class Ignored:
-    """Stands where a file has an object that nobody reads."""
+    """Stands where a file has an object that nobody reads: takes anything, keeps nothing."""
 
     def __init__(self, *_):
-        """Takes anything, keeps nothing."""
+        pass
 
     __setstate__ = __init__
 
@@ -185,8 +185,6 @@ def load(args, dataset):
     """-> learner with a file's tensors, settings as train.py's, and the dataset or UNKNOWN."""
     tensors, epoch = read(args.source)
     method, built = settings_of(tensors, args.ctx_init)
-    if args.method not in (None, method):
-        raise ValueError(f"it holds the tensors of {method}, not of --method {args.method}")
     usual = {768: "ViT-L/14"}.get(tensors["ctx"].shape[-1], "ViT-B/16")     # by its tokens' width
     backbone = args.backbone or ("tiny" if dataset.embedded else usual)
     clip, weights_sha256 = clip_model.load(backbone), clip_model.fingerprint(backbone)
@@ -234,14 +232,13 @@ def import_run(args):
         train.save_prompts(folder, learner, settings)
         result = train.result_of(settings, dataset, learner, tuned={}, zeroshot={})
         train.write_json(folder / "result.json", result)
-    epoch, more = settings.epochs or "unknown", ""
-    print(f"{settings.method}, epoch {epoch}, {len(shown)} classes: {shown[0]}")
+    print(f"{settings.method}, epoch {settings.epochs or 'unknown'}, {len(shown)} classes: "
+          f"{shown[0]}")
     if settings.method == "coop":       # Open point: CLASS_TOKEN_POSITION is in no tensor
         print(f"note      the class name is taken to stand at the {args.class_place}: the file "
               "doesn't say where; --class-place says otherwise")
-    if dataset is UNKNOWN:
-        more = " --task cross-dataset --targets DATASET"
-    elif not dataset.official_split:
+    more = " --task cross-dataset --targets DATASET" if dataset is UNKNOWN else ""
+    if not more and not dataset.official_split:
         print("note      not the papers' split: pictures that trained it may be tested on")
     print(f"saved in {folder}; nothing is measured yet: python evaluate.py {folder}{more}")
 
@@ -253,11 +250,11 @@ def export_run(run, out):
     CLIP's weights and the buffers may be absent. Dassl prints val_result as a number. Without an
     optimizer their --resume can't go on from it.
     """
+    data.check_output("--out", out)
     settings, learned = evaluate.read_prompts(run)
     method = settings["method"]
     if method not in FOLDER:
         raise ValueError(f"{run} is a run of {method}, which learns nothing")
-    data.check_output("--out", out)
     result, prefix = train.read_json(run / "result.json"), "prompt_learner." * (method == "maple")
     content = {"state_dict": {prefix + name: tensor for name, tensor in learned.items()},
                "epoch": settings.get("epochs") or 0, "optimizer": None, "scheduler": None,
@@ -277,7 +274,6 @@ def main(argv=None):
                           "are read from the file, for other datasets and photos)")
     add("--data-root", default="data", help="folder of the datasets (%(default)s)")
     add("--classes", choices=["base", "all"], help="of the dataset (as many as the file has)")
-    add("--method", choices=list(FOLDER), help="whose it is (read from its tensors)")
     add("--backbone", help="the CLIP that it was trained on (ViT-B/16; for the world tiny)")
     add("--class-place", choices=["end", "middle", "front"], default="end",
         help="where CoOp's prompts have the class name: CLASS_TOKEN_POSITION (%(default)s)")
@@ -290,7 +286,7 @@ def main(argv=None):
         if not args.source.is_dir():
             raise FileNotFoundError(f"{args.source}: no such file; expected a checkpoint of CoOp, "
                                     "CoCoOp or MaPLe, as model.pth.tar-5, or a run's folder")
-        for name in ("dataset", "classes", "method", "backbone", "ctx_init"):
+        for name in ("dataset", "classes", "backbone", "ctx_init"):
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} goes with a file; {args.source} is a "
                                  "run's folder and says it itself")

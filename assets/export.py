@@ -41,11 +41,11 @@ def export_texts(path, learner, settings):
     g = learner.text_features().float().cpu().numpy()
     save(path, learner, settings, g=g, classnames=learner.classnames,
          prompts=[learner.show_prompt(name) for name in learner.classnames])
-    tower = "classify with CLIP's own image features"
+    how = "classify with CLIP's own image features"
     if not learner.frozen_images:
-        tower = ("MaPLe's image tower is tuned too, so with CLIP's own image features they do not "
-                 "classify as this run does")
-    print(f"saved in {path}: {len(g)} class texts; {tower}")
+        how = ("MaPLe's image tower is tuned too, so with CLIP's own image features they do not "
+               "classify as this run does")
+    print(f"saved in {path}: {len(g)} class texts; {how}")
 
 
 def export_features(path, learner, settings, dataset, parts, frozen):
@@ -67,8 +67,27 @@ def export_features(path, learner, settings, dataset, parts, frozen):
     print(f"saved in {path}: {len(pictures)} images, {first[-1]} classes")
 
 
-def parse(argv=None):
-    p = data.Parser(description="What a finished run learned, as a .npz file for numpy.")
+def run(args):
+    if args.features and args.classnames:
+        raise ValueError("--classnames goes with --texts; a dataset has its own class names")
+    if args.texts and (args.classes or args.data_root):
+        raise ValueError("--classes and --data-root go with --features: texts need no dataset")
+    out = args.texts or args.features
+    data.check_output("--texts" if args.texts else "--features", out, [".npz"])
+    names = predict.read_classnames(args.classnames) if args.classnames else None
+    learner, settings = evaluate.load_run(args.run, *evaluate.machine(args), names,
+                                          args.backbone)
+    if args.texts:
+        return export_texts(out, learner, settings)
+    dataset = evaluate.load_dataset(args.run, settings, args.data_root)
+    print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
+    parts = evaluate.tested_classes(dataset, settings, args.classes)
+    frozen = evaluate.FrozenFeatures(dataset, args.run.parent / "features")
+    return export_features(out, learner, settings, dataset, parts, frozen)
+
+
+def main(argv=None):
+    p = data.Parser(description=__doc__.splitlines()[0])
     add = p.add_argument
     add("run", type=Path, help="folder that train.py made")
     what = p.add_mutually_exclusive_group(required=True)
@@ -81,31 +100,7 @@ def parse(argv=None):
     add("--classes", choices=["base", "novel", "all"],
         help="with --features: these only (base and novel, or all where the run trained on all)")
     evaluate.add_machine_options(add, data_root=None)
-    args = p.parse_args(argv)
-    if args.features and args.classnames:
-        raise ValueError("--classnames goes with --texts; a dataset has its own class names")
-    if args.texts and (args.classes or args.data_root):
-        raise ValueError("--classes and --data-root go with --features: texts need no dataset")
-    return args
-
-
-def run(args):
-    data.check_output("--texts" if args.texts else "--features", args.texts or args.features,
-                      [".npz"])
-    names = predict.read_classnames(args.classnames) if args.classnames else None
-    learner, settings = evaluate.load_run(args.run, *evaluate.machine(args), names,
-                                          args.backbone)
-    if args.texts:
-        return export_texts(args.texts, learner, settings)
-    dataset = evaluate.load_dataset(args.run, settings, args.data_root)
-    print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
-    parts = evaluate.tested_classes(dataset, settings, args.classes)
-    frozen = evaluate.FrozenFeatures(dataset, args.run.parent / "features")
-    return export_features(args.features, learner, settings, dataset, parts, frozen)
-
-
-def main(argv=None):
-    return data.run_script(lambda: run(parse(argv)))
+    return data.run_script(lambda: run(p.parse_args(argv)))
 
 
 if __name__ == "__main__":

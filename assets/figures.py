@@ -55,8 +55,8 @@ def read_runs(folders):
 def cell_of(run):
     """What runs share that differ in their seeds alone; w_1 = w_2 = 0 without NPT."""
     tau, method, variant = run["row"]
-    w1, w2 = (run["setting"].get(w) or 0 for w in ("w1", "w2"))
-    return run["dataset"], method, tau, variant, w1, w2
+    weights = [run["setting"].get(name) or 0 for name in ("w1", "w2")]
+    return run["dataset"], method, tau, variant, *weights
 
 
 def cells(runs, value, key=cell_of):
@@ -74,8 +74,8 @@ def cells(runs, value, key=cell_of):
 
 def remarks(runs):
     """What the tables mark, in words: subsets of test images, private splits, the backbone."""
-    each = cells(runs, lambda run: True, lambda run: run["folder"])
-    marks = [tables.MARKS[mark] for mark in tables.join_marks(each.values(), "")]
+    each = cells(runs, lambda _: True, lambda run: run["folder"]).values()
+    marks = [tables.MARKS[mark] for mark in tables.join_marks(each, "")]
     return f"Runs: {'; '.join(marks)}." if marks else ""
 
 
@@ -173,12 +173,13 @@ def points(runs, part, delta):
 
 
 def within_and_between(points):
-    """Pairs less their cell's means, of cells with several runs; and these means, of all cells."""
-    means = {cell: tuple(map(statistics.fmean, zip(*pairs, strict=True)))
-             for cell, pairs in points.items()}
-    within = [(x - means[cell][0], y - means[cell][1]) for cell, pairs in points.items()
-              for x, y in pairs if len(pairs) > 1]
-    return within, list(means.values())
+    """{cell: pairs} -> pairs less their cell's means, where it has several; means of all cells."""
+    within, between = [], []
+    for pairs in points.values():
+        x_mean, y_mean = map(statistics.fmean, zip(*pairs, strict=True))
+        within += [(x - x_mean, y - y_mean) for x, y in pairs if len(pairs) > 1]
+        between.append((x_mean, y_mean))
+    return within, between
 
 
 def correlation(pairs):
@@ -217,14 +218,10 @@ def weight_maps(runs):
 def read_history(path):
     """history.csv of a run -> {column: numbers}; nan for what could not be measured."""
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-        columns = {name: [float("nan" if row[name] == "" else row[name]) for row in rows]
-                   for name in ("step", *HISTORY)}
+        rows = data.read_csv(path)
+        return {name: [float(row[name]) for row in rows] for name in ("step", *HISTORY)}
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path}: not what assets/history.py writes ({error})") from None
-    if not rows:
-        raise ValueError(f"{path}: no line in it")
-    return columns
 
 
 def histories(folders):
@@ -263,14 +260,12 @@ def style():
         yield
 
 
-def new_figure(width, height, lines):
+def new_figure(width, height, *lines):
     """A figure of so many inches, words above it."""
     from matplotlib.figure import Figure  # without pyplot, so it needs no display
-
     figure = Figure((width, height), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08)
-    characters = int(13.5 * width)
-    figure.suptitle("\n".join(textwrap.fill(line, characters) for line in lines if line))
+    figure.suptitle("\n".join(textwrap.fill(line, int(13.5 * width)) for line in lines if line))
     return figure
 
 
@@ -295,17 +290,17 @@ def figure_1(args):
     chosen = choose(read_runs(args.runs))
     panels = [run and gather(panel, run, args.classes, args.data_root)
               for panel, run in chosen.items()]
-    names, part, of = panels[0].names, panels[0].part, chosen[PANELS[0]]
+    names, of = panels[0].names, chosen[PANELS[0]]
     learner, dataset = tables.row_label((of["row"][1], "off")), Path(of["dataset"]).name
     if any(panel.names != names for panel in panels if panel):
         raise ValueError("the runs of the panels have other classes: give RUNS of one dataset")
     if len(names) < 2:
         raise ValueError("Figure 1 shows angles between classes, and here is one class only")
-    figure = new_figure(9, 10.2, [
-        f"{learner} on {dataset}, {part} classes: arrows are texts, points test images; at most "
-        f"{MOST_CLASSES} classes, {MOST_IMAGES} images of each.",
+    figure = new_figure(
+        9, 10.2, f"{learner} on {dataset}, {panels[0].part} classes: arrows are texts, points test "
+        f"images; at most {MOST_CLASSES} classes, {MOST_IMAGES} images of each.",
         "In (c) the training set is long-tailed, in (d) NPT is added. In brackets and in grey: the "
-        "change from the panel before."])
+        "change from the panel before.")
     rows = [(row, row.subplots(1, len(PANELS)))
             for row in figure.subfigures(4, 1, height_ratios=(1.2, 1, 1, 1))]
     for ax, letter, (word, run), panel in zip(rows[0][1], "abcd", chosen.items(), panels,
@@ -389,16 +384,17 @@ def figure_2(args):
     looks = {row: {"linestyle": "none", "color": colour, "marker": marker,
                    "fillstyle": "full" if row[2] == "off" else "none"}
              for row, colour, marker in zip(rows, cycle(COLOURS), cycle(MARKERS), strict=False)}
-    figure = new_figure(8.4, 7, [
-        "A point is a run, a cell all runs that differ in their seeds alone. Correlations within "
-        "cells: of what is left without the cells' means, pooled; between: of these means. "
-        "Zero-shot CLIP is in neither.", remarks(runs)])
+    figure = new_figure(
+        8.4, 7, "A point is a run, a cell all runs that differ in their seeds alone. Correlations "
+        "within cells: of what is left without the cells' means, pooled; between: of these means. "
+        "Zero-shot CLIP is in neither.", remarks(runs))
     for ax, (part, delta) in zip(figure.subplots(2, 2).flat,
                                  product(PREFIX, ("delta_lcd", "delta_mid")), strict=True):
         found = points(runs, part, delta)
         for (_, method, tau, variant, *_), pairs in found.items():
             ax.plot(*zip(*pairs, strict=True), **looks[tau, method, variant], alpha=0.8)
-        for point in {pair(run["result"]["zeroshot"], part, delta) for run in runs} - {None}:
+        plain = dict.fromkeys(pair(run["result"]["zeroshot"], part, delta) for run in runs)
+        for point in filter(None, plain):               # in one order: the same bytes each time
             ax.plot(*point, **ZEROSHOT)
         within, between = within_and_between(found)
         ax.set(xlabel=f"|{HISTORY[delta]}| of {part} classes",
@@ -421,9 +417,10 @@ def figure_4(args):
     taus.sort(reverse=True)
     bars, panels = list(product(datasets, taus)), list(product(methods, PREFIX))
     colours = dict(zip(taus, cycle(GREYS), strict=False))
-    figure = new_figure(max(6, 1 + 0.3 * len(bars)), 1 + 2.2 * len(panels), [
+    figure = new_figure(
+        max(6, 1 + 0.3 * len(bars)), 1 + 2.2 * len(panels),
         "Accuracy with NPT less that without, mean of n pairs of one seed (n below each bar), with "
-        "its 95 % interval by Student's t; one pair has no interval.", remarks(runs)])
+        "its 95 % interval by Student's t; one pair has no interval.", remarks(runs))
     axes = figure.subplots(len(panels), sharex=True, sharey=True)
     for ax, (method, part) in zip(axes, panels, strict=True):
         for place, (dataset, tau) in enumerate(bars):
@@ -459,11 +456,11 @@ def figure_5(args):
                          "w_2, as train.py --npt --w1 0.3 1 --w2 0 0.8 makes them")
     w1, w2 = (sorted({at[i] for found in maps.values() for at in found}) for i in range(2))
     rows, columns = math.ceil(len(maps) / 3), min(3, len(maps))
-    figure = new_figure(columns * max(3.8, 1.2 + 0.75 * len(w2)),
-                        rows * max(2.6, 1 + 0.55 * len(w1)) + 0.6, [
+    figure = new_figure(
+        columns * max(3.8, 1.2 + 0.75 * len(w2)), rows * max(2.6, 1 + 0.55 * len(w1)) + 0.6,
         "Harmonic mean of the accuracies on test images of base and of novel classes, %, mean over "
         "n seeds; cells of another n average other seeds. (0, 0) is the run without NPT; dark is "
-        "high.", remarks(runs)])
+        "high.", remarks(runs))
     values = [mean for found in maps.values() for mean, _ in found.values()]
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for ax in axes[len(maps):]:
@@ -491,14 +488,10 @@ def draw_map(ax, found, w1, w2, low, high):
 def figure_history(args):
     """What assets/history.py measured, over the steps, of one run or several."""
     found = histories(args.runs)
-    looks = [{"color": COLOURS[i % 7], "linestyle": ("-", "--", ":", "-.")[i % 4]}
-             for i in range(7 * 4)]                     # all differ, neighbours in both
-    if len(found) > len(looks):
-        raise ValueError(f"history: at most {len(looks)} runs can be told apart, got {len(found)}: "
-                         "give fewer RUNS")
-    looks = dict(zip(found, looks, strict=False))
-    figure = new_figure(9, 5, ["Measured on the training images and the texts of the trained "
-                               "classes, not on test images."])
+    looks = {name: {"color": COLOURS[i % 7], "linestyle": ("-", "--", ":", "-.")[i % 4]}
+             for i, name in enumerate(found)}           # 28 differ, neighbours in both
+    figure = new_figure(9, 5, "Measured on the training images and the texts of the trained "
+                        "classes, not on test images.")
     axes = figure.subplots(2, 4, sharex=True)
     for ax, (column, label) in zip(axes.flat, HISTORY.items(), strict=True):
         for name, columns in found.items():

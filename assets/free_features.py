@@ -7,7 +7,6 @@ z are unit vectors that may go anywhere. All images of a class have the same bes
 has one image vector, which counts n_k times. What the terms do here, they do by themselves; what
 they fail to do in a prompt learner is then the prompts' doing: g_k can't go anywhere.
 """
-import math
 import sys
 from pathlib import Path
 
@@ -18,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import losses
 from assets import report
+from assets.laboratory import mean_cosine
+from assets.real_features import descend
 
 CSV = Path(__file__).with_name("free_features.csv")
 D, STEPS, RATE = 512, 300, 0.02                             # CLIP's size; Adam, cosine to 0
@@ -44,20 +45,8 @@ def optimise(K, tau, lam, w1, w2, seed=0):
     n = torch.tensor(data.class_counts(K, 16, tau), dtype=torch.float32)
     cone = torch.randn(2, 1, D, generator=generator)                    # one for each modality
     free = (cone + torch.randn(2, K, D, generator=generator)).requires_grad_()
-    optimizer = torch.optim.Adam([free], lr=RATE)
-    for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = RATE / 2 * (1 + math.cos(math.pi * step / STEPS))
-        g, z = F.normalize(free, dim=-1)
-        optimizer.zero_grad()
-        objective(g, z, n, lam, w1, w2).backward()
-        optimizer.step()
-    g, z = F.normalize(free.detach(), dim=-1)
-    return g, z, n
-
-
-def mean_cosine(g):
-    K = len(g)
-    return ((g @ g.T).sum().item() - K) / (K * (K - 1)) if K > 1 else math.nan
+    descend([free], RATE, STEPS, lambda: objective(*F.normalize(free, dim=-1), n, lam, w1, w2))
+    return *F.normalize(free.detach(), dim=-1), n
 
 
 def measured(g, z, n, lam):
@@ -80,12 +69,13 @@ def run(argv=None):
             cells = [f"{value:.4f}" for value in measured(g, z, n, lam)]
             rows.append((K, f"{tau:g}", f"{lam:g}", name, *cells))
             print("  ".join(f"{str(cell):>9}" for cell in rows[-1]), flush=True)
-    data.write_csv(CSV, [COLUMNS, *rows])
+    lines = [",".join(map(str, row)) for row in (COLUMNS, *rows)]       # "+ L_LC" is no formula
+    data.write(CSV, "\n".join(lines) + "\n")
     print(f"written: {CSV.name}")
 
 
 def main(argv=None):
-    return data.run_script(lambda: run(argv), "interrupted; nothing was kept")
+    return data.run_script(lambda: run(argv))
 
 
 if __name__ == "__main__":

@@ -53,14 +53,13 @@ def read_features(path, images="z", labels="y"):
 def geometry(z, y, g, lam):
     """{what: number} of unit features, in the order of the paper."""
     S, K = losses.similarities(z, g), g.shape[-2]                                   # (N, K)
-    own = S.gather(1, y[:, None])
+    own, right = S.gather(1, y[:, None]), S.argmax(dim=1) == y
     shared, unequal = losses.lc_parts(g)
     _, terms = losses.npt_loss(S / lam, z, g, y)
-    recall = evaluate.mean_recall(y, S.argmax(dim=1) == y, K)
     return {
         "classes": K, "images": len(z), "lambda": lam,
-        "accuracy, %": 100 * (S.argmax(dim=1) == y).double().mean().item(),
-        "mean over classes, %": recall,
+        "accuracy, %": 100 * right.double().mean().item(),
+        "mean over classes, %": evaluate.mean_recall(y, right, K),
         "cosine, image and its own text": own.mean().item(),
         "cosine, image and other texts": ((S.sum() - own.sum()) / (len(z) * (K - 1))).item(),
         "Delta_LCD, Def. 2": losses.delta_lcd(g).item(),
@@ -88,26 +87,26 @@ def little_world():
     return z, y, g, clip.temperature.item()
 
 
-def run(argv=None):
+def main(argv=None):
     p = data.Parser(description=__doc__.splitlines()[0])
     p.add_argument("features", type=Path, metavar="FILE.npz", help="see this file's top")
     p.add_argument("--out", type=Path, metavar="FILE.csv", help="keep what is printed")
-    args = p.parse_args(argv)
-    if args.out:
-        data.check_output("--out", args.out, [".csv"])
-    found, world = geometry(*read_features(args.features)), geometry(*little_world())
-    rows = [("", "this file", "little world")]
-    for name, value in found.items():
-        digits = 4 if isinstance(value, float) else 0
-        rows.append((name, f"{value:.{digits}f}", f"{world[name]:.{digits}f}"))
-    for name, *numbers in rows:
-        print(f"{name:42}", *(f"{number:>12}" for number in numbers))
-    if args.out:
-        data.write_csv(args.out, [("what", "file", "world"), *rows[1:]])
 
+    def job():
+        args = p.parse_args(argv)
+        if args.out:
+            data.check_output("--out", args.out, [".csv"])
+        found, world = geometry(*read_features(args.features)), geometry(*little_world())
+        rows = [("", "this file", "little world")]
+        for name, value in found.items():
+            digits = 4 if isinstance(value, float) else 0
+            rows.append((name, f"{value:.{digits}f}", f"{world[name]:.{digits}f}"))
+        for name, *numbers in rows:
+            print(f"{name:42}", *(f"{number:>12}" for number in numbers))
+        if args.out:
+            data.write_csv(args.out, [("what", "file", "world"), *rows[1:]])
 
-def main(argv=None):
-    return data.run_script(lambda: run(argv))
+    return data.run_script(job)
 
 
 if __name__ == "__main__":

@@ -23,31 +23,26 @@ HISTORY = ("delta_lcd", "lc_shared", "lc_unequal", "delta_mid", "feature_collaps
 
 def watch(learner, dataset, items, step, folder):
     """Add a row to history.csv in place of what a killed run had from this step on."""
+    z, y = evaluate.image_features(learner, dataset, items)
+    numbers, p = evaluate.measure(learner, z, y)
+    cohesion, repulsion = (weights.tolist() for weights in losses.cohesion_repulsion(p, y.cpu()))
+    found = {name: numbers[name] for name in HISTORY}
+    found |= {f"cohesion_{k}": weight for k, weight in enumerate(cohesion)}
+    found |= {f"repulsion_{k}": weight for k, weight in enumerate(repulsion)}
+
     path, settings = folder / "history.csv", train.read_json(folder / "run.json")
-    head, row = measured(learner, dataset, items)
     epoch = step // data.steps(len(items), settings["batch_size"]) - 1
     earlier = data.read_csv(path) if path.is_file() else []
     rows = [tuple(kept.values()) for kept in earlier if int(kept["step"]) < step]
-    data.write_csv(path, [("epoch", "step", *head), *rows,
-                          (epoch, step, *(f"{value:.6g}" for value in row))])
-
-
-def measured(learner, dataset, items):
-    """Names and numbers of the training images as the learner stands now."""
-    z, y = evaluate.image_features(learner, dataset, items)
-    numbers, p = evaluate.measure(learner, z, y)
-    found = {name: numbers[name] for name in HISTORY}
-    for word, weights in zip(("cohesion", "repulsion"), losses.cohesion_repulsion(p, y.cpu()),
-                             strict=True):
-        found |= {f"{word}_{k}": weight for k, weight in enumerate(weights.tolist())}
-    return found.keys(), found.values()
+    data.write_csv(path, [("epoch", "step", *found), *rows,
+                          (epoch, step, *(f"{value:.6g}" for value in found.values()))])
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
 
     def job():
-        plan = train.parse(argv or train.BARE.split())
+        plan = train.parse(argv)
         if len(plan) > 1:
             raise ValueError("history.py makes one run: give each option one value")
         train.run(plan[0], watch)

@@ -21,7 +21,7 @@ import evaluate
 from assets import geometry, real_features, report, world
 
 CSV = Path(__file__).with_name("laboratory.csv")
-PILOT = range(101, 109)                                     # seeds that no grid but the pilot's has
+PILOT = range(101, 121)             # seeds of the pilot and of the choice of a rate, no grid's
 
 # Rows of laboratory.csv --------------------------------------------------------------------------
 
@@ -56,6 +56,8 @@ TWICE = {"epochs": 44}
 COCOOP = {"method": "cocoop"}
 ADJUSTED = {**LONG, "logit_adjust": True}
 W1, W2, RATES = (0.0, 0.3, 3.4, 39.6), (0.0, 0.8, 3.2, 36.0), (0.0009, 0.0035, 0.014)
+EPOCHS_TRIED = (5, 10, 2)           # in this order
+RATES_TRIED = (0.0002, 0.0004, 0.0009, 0.0018, 0.0035, 0.007)    # factors of two
 
 
 def setting(value):
@@ -471,10 +473,6 @@ def readings_table(found):
         rows.append((name, moved[0].words(), *(estimate.words(3) for estimate in moved[1:])))
     return markdown((f"(w_1, w_2) as means, {len(seeds)} seeds", "H", "|Delta_LCD|",
                      "Var of cosines", "|Delta_MID|"), rows)
-
-
-def sweep_cell(method, w1, w2, lr=0.0035):
-    return {"method": method, "npt": True, "w1": w1, "w2": w2, "lr": lr}
 
 
 # Real features, from files of their own ----------------------------------------------------------

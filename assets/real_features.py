@@ -68,7 +68,7 @@ PREDICTIONS = {
 
 
 def start(name, g, seed):
-    """What a model learns, where it does nothing yet."""
+    """What a model learns, where it does nothing yet: a delta (K, d), or an offset, A and B."""
     if name == "free":
         return [torch.zeros_like(g)]
     d = g.shape[1]
@@ -96,15 +96,20 @@ def objective(g, z, y, lam, w1, w2):
     return losses.npt_loss(losses.similarities(z, g) / lam, z, g, y, w1=w1, w2=w2)[0]
 
 
-def train(name, seed, g, images, lam, weights, rate, steps):
-    """What is learned in so many steps of Adam, its rate going down to 0 as half a cosine."""
-    learned = [x.requires_grad_() for x in start(name, g, seed)]
+def descend(learned, rate, steps, loss):
+    """So many steps of Adam on loss(), the rate going down to 0 as half a cosine."""
     optimizer = torch.optim.Adam(learned)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate / 2 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
-        objective(moved(learned, g), *images, lam, *weights).backward()
+        loss().backward()
         optimizer.step()
+
+
+def train(name, seed, g, images, lam, weights, rate, steps):
+    """What a model has learned on images, with the weights of L_LC and L_MI."""
+    learned = [x.requires_grad_() for x in start(name, g, seed)]
+    descend(learned, rate, steps, lambda: objective(moved(learned, g), *images, lam, *weights))
     return [x.detach() for x in learned]
 
 
@@ -147,12 +152,10 @@ def choose(name, z, y, g, lam):
 
 def measured(g, base, g_novel, novel, few):
     """COLUMNS from "base" on: texts and test images of each half; few (K,): which base classes."""
-    recall = {}
-    for half, texts, (z, y) in (("base", g, base), ("novel", g_novel, novel)):
-        right = (z @ texts.T).argmax(dim=1) == y
-        recall[half] = evaluate.recalls(y, right, len(texts))[0]                    # (K,)
-    accuracies = [recall[half].nanmean().item() for half in ("base", "novel")]
-    numbers = (*accuracies, evaluate.harmonic_mean(*accuracies), recall["base"][few].nanmean(),
+    recalls = [evaluate.recalls(y, (z @ texts.T).argmax(dim=1) == y, len(texts))[0]     # (K,)
+               for texts, (z, y) in ((g, base), (g_novel, novel))]
+    accuracies = [recall.nanmean().item() for recall in recalls]
+    numbers = (*accuracies, evaluate.harmonic_mean(*accuracies), recalls[0][few].nanmean(),
                losses.delta_lcd(g), losses.lc_parts(g)[1], losses.delta_mid(base[0], g, base[1]))
     return [f"{value:.{2 if place < 4 else 4}f}" for place, value in enumerate(numbers)]
 

@@ -52,8 +52,6 @@ TARGET = {"accuracy": float, "zeroshot": float, "official_split": bool}
 
 def read_json(path):
     """A JSON object in a run's folder. ValueError, one line, for any other file."""
-    if not path.exists():
-        raise ValueError(f"no {path.name}")
     return checked(path.name, train.read_json(path), {})
 
 
@@ -131,10 +129,10 @@ def read_runs(folders, task):
     """-> the usable runs of a task, and a line for each folder that is skipped."""
     runs, skipped, seen = [], [], set()
     for top in map(Path, folders):
-        known = os.path.realpath(top) in seen
+        if os.path.realpath(top) in seen:
+            continue
         found = run_folders(top, seen)
-        if not found and not known:
-            skipped.append(f"{top}: no result.json in it")
+        skipped += [] if found else [f"{top}: no result.json in it"]
         for folder in found:
             try:
                 runs.append(read_run(folder, task))
@@ -175,10 +173,11 @@ def put(row, column, run, value, setting):
 
 def collect(runs):
     """Runs -> {(tau, method, variant): {column: cell}}; zero-shot CLIP's row has the tau None."""
-    rows = {}
+    rows = {(None, "zeroshot", "off"): {}}
+    zeroshot, = rows.values()
     for run in sorted(runs, key=lambda run: run["row"][1] != "zeroshot"):
         for column, (tuned, plain, images) in run["numbers"].items():
-            zeroshot, seed = rows.setdefault((None, "zeroshot", "off"), {}), (run["seed"][0], None)
+            seed = run["seed"][0], None
             if plain is not None and seed not in zeroshot.get(column, {"values": ()})["values"]:
                 put(zeroshot, column, run | {"seed": seed}, plain, images)      # any run has it
             if tuned is not None and run["row"][1] != "zeroshot":
@@ -232,16 +231,16 @@ def read_printed():
 
 def record(kind, label, column, cell, printed):
     """A cell, or None, as shown; spread: of a gain half the width of its 95 % interval."""
-    cell = cell or {"values": {}, "marks": ""}
+    cell, mean, spread, difference = cell or {"values": {}, "marks": ""}, None, None, None
     values = list(cell["values"].values())
-    mean = statistics.fmean(values) if values else None
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    if kind == "gain":
-        spread = evaluate.half_width(values)
-    compared = kind == "mean" and None not in (mean, printed) and not cell.get("elsewhere")
+    if values:
+        mean = statistics.fmean(values)
+    if len(values) > 1:
+        spread = evaluate.half_width(values) if kind == "gain" else statistics.stdev(values)
+    if kind == "mean" and None not in (mean, printed) and not cell.get("elsewhere"):
+        difference = mean - printed
     return {"kind": kind, "row": label, "column": column, "mean": mean, "spread": spread,
-            "n": len(values), "printed": printed,
-            "difference": mean - printed if compared else None, "marks": cell["marks"]}
+            "n": len(values), "printed": printed, "difference": difference, "marks": cell["marks"]}
 
 
 def printed_row(printed, columns, common):
@@ -291,7 +290,7 @@ def task_rows(number, folders, printed, keep):
     paper, source = list(next(row for key, row in printed.items() if key[0] == number))[:-1], []
     if number != 1:
         one_kind(runs, "dataset")
-        source, paper = [run["dataset"] for run in runs][:1], paper[1:]
+        source, paper = [run["dataset"] for run in runs[:1]], paper[1:]
     rows = collect(runs)
     found = {column for row in rows.values() for column in row} - set(source)
     others = sorted(found - set(paper))
@@ -373,12 +372,12 @@ def make_table(number, folders, form="text"):
     legend = [f"{mark}: {words}" for mark, words in MARKS.items() if mark in used]
     notes = list(dict.fromkeys(legend + notes))
     if form == "csv":
-        rows = [list(records[0])]
-        rows += [[f"{value:.2f}" if type(value) is float and name != "tau" else value
-                  for name, value in r.items()] for r in records]
-        rows += [["note", number, *[""] * (len(rows[0]) - 3), note] for note in notes]
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        writer = csv.DictWriter(text, records[0], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: f"{value:.2f}" if type(value) is float and name != "tau" else value
+                          for name, value in r.items()} for r in records)
+        writer.writerows({"kind": "note", "table": number, "marks": note} for note in notes)
         return text.getvalue()
     draw = {"text": evaluate.table, "markdown": markdown}[form]
     title = f"Table {number}: {SHOWN[number]}, %.\n{LEGEND}"
@@ -395,14 +394,14 @@ def main(argv=None):
 
     def job():
         args = p.parse_args(argv)
-        if not args.out:
-            print(make_table(args.number, args.runs, args.format), end="")
-            return
-        data.check_output("--out", args.out)
-        data.write(args.out, make_table(args.number, args.runs, args.format))
-        print(f"saved in {args.out}")
+        if args.out:
+            data.check_output("--out", args.out)
+        text = make_table(args.number, args.runs, args.format)
+        if args.out:
+            data.write(args.out, text)
+        print(f"saved in {args.out}\n" if args.out else text, end="")
 
-    return data.run_script(job, "interrupted; no table was made")
+    return data.run_script(job)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ only the other attributes can tell the pictures apart.
 
 Model and log are written when all is done, so that the log is always that of the model beside it.
 """
-import argparse
 import hashlib
 import math
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +41,16 @@ TEXTS = [*(t.format("") for t in TEMPLATES), "shape on", *sum(world.ATTRIBUTES, 
 WORDS = torch.tensor(sorted({i for text in TEXTS for i in clip_model.prompt_ids(text)}))
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in (data.CLIP_MEAN, data.CLIP_STD))
 REPORT = 200                                                            # steps between two reports
+SETTINGS = SimpleNamespace(
+    steps=3000, batch_size=256,
+    pictures=50_000,                # of the pre-training set; below 200 a colour may be left out
+    lr=1e-3,                        # AdamW's highest rate
+    patch=8, width=128,             # a patch's side in pixels; of both towers, 64 for each head
+    vision_layers=4, text_layers=3, embed_dim=128, seed=0)
 
 
 def new_clip(args):
-    """A CLIP with CLIP's initialisation."""
+    """A CLIP with CLIP's initialisation, of the sizes in SETTINGS."""
     clip = clip_model.CLIP(
         resolution=world.SIZE, patch_size=args.patch, vision_width=args.width,
         vision_layers=args.vision_layers, text_width=args.width, text_layers=args.text_layers,
@@ -77,10 +83,7 @@ def write_captions(specs, generator):
 
 
 def number_words(tokens):
-    """CLIP's ids -> places in WORDS, where the end token stays the highest.
-
-    So training needs no vectors for 49,408 words.
-    """
+    """CLIP's ids of 49,408 words -> places in WORDS, where the end token stays the highest."""
     return torch.searchsorted(WORDS, tokens).clamp(max=len(WORDS) - 1)
 
 
@@ -112,34 +115,6 @@ def zero_shot(clip, specs, pictures):
     return 100 * right[~unseen].float().mean().item(), 100 * right[unseen].float().mean().item()
 
 
-def parse(argv=None):
-    """ValueError or FileNotFoundError for what can't be trained or saved, before any work."""
-    p = data.Parser(description=__doc__.splitlines()[0],
-                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    whole = data.whole
-    p.add_argument("--steps", type=whole(1), default=3000, help="200 of them are a warm-up")
-    p.add_argument("--batch-size", type=whole(1), default=256, help="pictures of a step")
-    p.add_argument("--pictures", type=whole(200), default=50_000,
-                   help="size of the pre-training set; fewer than 200 may leave a colour out")
-    p.add_argument("--lr", type=data.number(1e-9), default=1e-3, help="AdamW's highest rate")
-    p.add_argument("--patch", type=whole(1), default=8, help="pixels of a patch's side")
-    p.add_argument("--width", type=whole(1), default=128, help="of both towers, 64 for each head")
-    p.add_argument("--vision-layers", type=whole(1), default=4, help="of the image tower")
-    p.add_argument("--text-layers", type=whole(1), default=3, help="of the text tower")
-    p.add_argument("--embed-dim", type=whole(1), default=128, help="d, size of joint features")
-    p.add_argument("--seed", type=data.SEED, default=0, help="of pictures, weights and batches")
-    p.add_argument("--out", type=Path, default=Path(__file__).with_name("tiny_clip.pt"),
-                   help="the model, a .pt file; its log stands beside it")
-    args = p.parse_args(argv)
-    if world.SIZE % args.patch:
-        raise ValueError(f"--patch must divide the pictures' {world.SIZE} pixels, got {args.patch}")
-    if args.width % 64:
-        raise ValueError(f"--width must be a multiple of 64, heads x 64, got {args.width}")
-    data.check_output("--out", args.out, [".pt"])
-    data.check_output("log", args.out.with_suffix(".log"))
-    return args
-
-
 def draw_pool(args, generator):
     """The pre-training set and a test set -> (specs, pictures as bytes), (specs, pictures)."""
     specs = world.random_specs(args.pictures, generator)
@@ -150,38 +125,34 @@ def draw_pool(args, generator):
     return (specs, pool), (test_specs, test)
 
 
-def batches(specs, steps, batch_size, generator):
-    """`steps` batches of places in the set; every other one, by chance, shows a single colour."""
+def batches(specs, args, generator):
+    """The batches, as places in the set; every other one, by chance, shows a single colour."""
     everything = torch.arange(len(specs))
     by_colour = [(specs[:, world.COLOUR] == c).nonzero()[:, 0] for c in range(len(world.COLOURS))]
     groups = by_colour + [everything] * len(by_colour)
-    for _ in range(steps):
+    for _ in range(args.steps):
         among = groups[torch.randint(len(groups), (1,), generator=generator).item()]
-        yield among[torch.randint(len(among), (batch_size,), generator=generator)]
-
-
-def optimisation(clip, steps, lr):
-    """AdamW, weight decay on matrices only, with a warm-up of 200 steps and a cosine to 0."""
-    groups = [{"params": [p for p in clip.parameters() if p.ndim > 1], "weight_decay": .05},
-              {"params": [p for p in clip.parameters() if p.ndim <= 1], "weight_decay": 0}]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(.9, .98))
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1, step / 200) * .5 * (1 + math.cos(math.pi * step / steps)))
+        yield among[torch.randint(len(among), (args.batch_size,), generator=generator)]
 
 
 def train(clip, pretraining, test, args, generator, say):
-    """The steps; `say` gets a line about every 200th. ValueError where the loss is not finite."""
+    """AdamW, weight decay on matrices only, with a warm-up of 200 steps and a cosine to 0.
+
+    `say` gets a line about every 200th step. ValueError where the loss is not finite.
+    """
     specs, pool = pretraining
-    optimizer, schedule = optimisation(clip, args.steps, args.lr)
+    groups = [{"params": [p for p in clip.parameters() if p.ndim > 1], "weight_decay": .05},
+              {"params": [p for p in clip.parameters() if p.ndim <= 1], "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(.9, .98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (
+        min(1, step / 200) * .5 * (1 + math.cos(math.pi * step / args.steps))))
     start, since = time.time(), []                          # losses since the last report
-    chosen_sets = batches(specs, args.steps, args.batch_size, generator)
-    for step, chosen in enumerate(chosen_sets, start=1):
+    for step, chosen in enumerate(batches(specs, args, generator), start=1):
         tokens, mentioned = write_captions(specs[chosen], generator)
         pictures = (pool[chosen] / 255 - MEAN) / STD
         loss = contrastive_loss(clip, pictures, tokens, specs[chosen], mentioned)
         if not loss.isfinite():
-            raise ValueError(f"the loss became {loss.item()} at step {step}: try a smaller --lr")
+            raise ValueError(f"the loss became {loss.item()} at step {step}: try a smaller lr")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
@@ -201,21 +172,23 @@ def weights(clip):
     state = {n: t.detach().half() for n, t in clip.state_dict().items()}
     broken = [name for name, value in state.items() if not value.isfinite().all()]
     if broken:
-        raise ValueError(f"{broken[0]} is no longer finite: try a smaller --lr")
+        raise ValueError(f"{broken[0]} is no longer finite: try a smaller lr")
     state["token_embedding.words"] = WORDS          # whose vectors these are; other words read as 0
     return clip_model.as_bytes(state)
 
 
-def run(args):
-    """The whole job: the model at --out and its log beside it."""
-    lines = []
+def run(out):
+    """The whole job: the model and its log beside it; what can't be saved is refused first."""
+    log, args, lines = out.with_suffix(".log"), SETTINGS, []
+    data.check_output("--out", out, [".pt"])
+    data.check_output("log", log)
 
     def say(line):
         print(line, flush=True)
         lines.append(line + "\n")
 
     say(f"torch {torch.__version__}, {torch.get_num_threads()} threads, " + " ".join(
-        f"--{k.replace('_', '-')} {v}" for k, v in vars(args).items() if k != "out"))
+        f"--{name.replace('_', '-')} {value}" for name, value in vars(args).items()))
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     start = time.time()
@@ -226,15 +199,18 @@ def run(args):
     say(f"{numbers:,} parameters without the word vectors")
     train(clip, pretraining, test, args, generator, say)
     model = weights(clip)
-    say(f"{args.out.name}: {len(model):,} bytes, {len(WORDS)} words, "
+    say(f"{out.name}: {len(model):,} bytes, {len(WORDS)} words, "
         f"SHA-256 {hashlib.sha256(model).hexdigest()}")
-    data.write(args.out, model)
-    data.write(args.out.with_suffix(".log"), "".join(lines))
+    data.write(out, model)
+    data.write(log, "".join(lines))
 
 
 def main(argv=None):
-    return data.run_script(lambda: run(parse(argv)), "interrupted; no model was saved, an older "
-                           "one and its log stay as they were")
+    p = data.Parser(description=__doc__.splitlines()[0])
+    p.add_argument("--out", type=Path, default=Path(__file__).with_name("tiny_clip.pt"),
+                   help="the model, a .pt file; its log stands beside it (%(default)s)")
+    return data.run_script(lambda: run(p.parse_args(argv).out), "interrupted; no model was saved, "
+                           "an older one and its log stay as they were")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def test_a_case_replaces_its_rows_and_no_others(own_csv, monkeypatch):
     monkeypatch.setattr(benchmark, "matrix_rate", lambda *_: 1e12)
     words = ["--device", "cpu", "--precisions", "float32"]
     done(*words, "--cases", 14, main=benchmark.main)
-    line, = [x for x in benchmark.PAGE.read_text().splitlines() if "`python train.py` |" in x]
+    line, = [x for x in benchmark.PAGE.read_text().splitlines() if "--epochs 5` |" in x]
     assert line.split(" | ")[1:6] == ["7.00, 300", "4.50, 100", "1.50, 100", "4.7x", "3.0x"]
     assert line.split(" | ")[6:] == ["not run", "-", "- |"]
     monkeypatch.setattr(benchmark, "processor", lambda _: "an abacus")
@@ -57,8 +57,8 @@ def test_a_case_replaces_its_rows_and_no_others(own_csv, monkeypatch):
     assert [(row["case"], row["form"], row["seconds"]) for row in rows] == [
         ("step, maple, 5 classes, 4 images", "textbook", "4"),
         ("step, maple, 5 classes, 4 images", "fast", "3"),
-        ("python train.py", "textbook", "7"), ("python train.py", "cut", "2.5"),
-        ("python train.py", "fast", "1.5")]
+        (benchmark.COMMANDS[0], "textbook", "7"), (benchmark.COMMANDS[0], "cut", "2.5"),
+        (benchmark.COMMANDS[0], "fast", "1.5")]
     text = " ".join(benchmark.PAGE.read_text().split())
     assert f"an abacus, torch {rows[0]['torch']} (step, maple, 5 classes, 4 images, python" in text
     assert float(rows[1]["floor"]) == pytest.approx(
@@ -112,3 +112,8 @@ def test_what_was_not_measured_is_not_run():
     rows = [row for row in made_up() if "GPU" in row["processor"]]
     lines = estimate.page(rows).splitlines()
     assert all(line.endswith("| not run | - |") for line in lines[2:]) and len(lines) == 7
+
+
+def test_reproducing_md_has_the_estimates_table():
+    page = (benchmark.PAGE.parent / "reproducing.md").read_text(encoding="utf-8")
+    assert estimate.page() in page

@@ -3,7 +3,6 @@ import os
 import pickle
 import shutil
 import zipfile
-from pathlib import Path
 
 import numpy
 import pytest
@@ -201,32 +200,36 @@ def test_stand_ins_hold_nothing_and_leave_with_the_reader(maple, tmp_path):
         torch.load(tmp_path / "x", weights_only=True)
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda path: path.write_bytes(path.read_bytes().replace(b"\0\0\x80?", b"\0\0\x80@", 1)),
-     "not a checkpoint, or a damaged one"),                         # a bit of a number
-    (lambda path: path.write_bytes(path.read_bytes()[:1000]), "not a checkpoint, or a damaged one"),
-    (lambda path: torch.save({"state_dict": {3: 4}}, path), "not a checkpoint, or a damaged one"),
-    (lambda path: torch.save({"ctx": "words"}, path), "no learned tokens"),
-    (lambda path: torch.save({"ctx": torch.ones(2, 4, device="meta")}, path), "no learned tokens"),
-    (lambda path: torch.save({"ctx": torch.ones(2, 4).long()}, path), "expected a dense one"),
-    (lambda path: torch.save({"ctx": torch.full((2, 4), torch.nan)}, path), "ctx holds nan"),
-    (lambda path: torch.save({"ctx": torch.ones(2, 4), "image_encoder.VPT": torch.ones(2)}, path),
-     "visual prompts that nothing projects"),
-    (lambda path: path.unlink(), "no such file"),
+@pytest.mark.parametrize("content, message", [
+    ({"state_dict": {3: 4}}, "not a checkpoint, or a damaged one"),
+    ({"ctx": "words"}, "no learned tokens"),
+    ({"ctx": torch.ones(2, 4, device="meta")}, "no learned tokens"),
+    ({"ctx": torch.ones(2, 4).long()}, "expected a dense one"),
+    ({"ctx": torch.full((2, 4), torch.nan)}, "ctx holds nan"),
+    ({"ctx": torch.ones(2, 4), "image_encoder.VPT": torch.ones(2)}, "that nothing projects"),
 ])
-def test_what_is_no_checkpoint(tmp_path, damage, message):
-    torch.save({"ctx": torch.ones(4, 128)}, tmp_path / "x")
-    damage(tmp_path / "x")
+def test_what_is_no_checkpoint(tmp_path, content, message):
+    torch.save(content, tmp_path / "x")
     assert message in not_made(tmp_path / "x", *WORDS)
 
 
-def test_another_method_another_clip_other_words(maple, tmp_path):
-    def line(state, *words):
+def test_damaged_and_absent_files(tmp_path):
+    path = tmp_path / "x"
+    torch.save({"ctx": torch.ones(4, 128)}, path)
+    whole = path.read_bytes()
+    for damaged in (whole.replace(b"\0\0\x80?", b"\0\0\x80@", 1), whole[:1000]):  # a bit; an end
+        path.write_bytes(damaged)
+        assert damaged != whole and "not a checkpoint, or a damaged one" in not_made(path, *WORDS)
+    path.unlink()
+    assert "no such file" in not_made(path, *WORDS)
+
+
+def test_another_clip_other_words(maple, tmp_path):
+    def line(state):
         torch.save(state, tmp_path / "x")
-        return not_made(tmp_path / "x", *WORDS, *words)
+        return not_made(tmp_path / "x", *WORDS)
 
     good = maple | buffers(WORLD[:12], "of a")
-    assert "holds the tensors of maple, not of --method cocoop" in line(good, "--method", "cocoop")
     # as the originals' CoOp on ViT-L/14 with two classes, in half precision
     real = {"ctx": torch.randn(4, 768).half(), "token_prefix": torch.randn(2, 1, 768).half(),
             "token_suffix": torch.randn(2, 72, 768).half()}
@@ -256,12 +259,12 @@ def test_ours_is_what_the_originals_load_model_reads(run, tmp_path):
 
 
 def test_what_cannot_be_written(run, at):
-    Path("empty").mkdir()
-    assert "not a run's learned tensors" in refused("empty", "--out", "x", main=checkpoints.main)
-    assert "there is no folder gone" in refused(run, "--out", "gone/x", main=checkpoints.main)
-    assert "goes with a file" in refused(run, "--out", "x", *WORDS, main=checkpoints.main)
     torch.save({"ctx": torch.zeros(4, 128)}, "x")
-    assert "holds a finished run" in refused("x", "--out", run, *WORDS, main=checkpoints.main)
+    for words, said in (((at, "--out", "y"), "not a run's learned tensors"),
+                        ((run, "--out", "gone/x"), "there is no folder gone"),
+                        ((run, "--out", "y", *WORDS), "goes with a file"),
+                        (("x", "--out", run, *WORDS), "holds a finished run")):
+        assert said in refused(*words, main=checkpoints.main)
 
 
 def test_a_name_that_stands_in_front(tmp_path):

@@ -3,13 +3,13 @@ import json
 import math
 import shutil
 import sys
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
+import test_tables
 import torch
 from small_runs import call, done, files, refused, write_classes
-from test_tables import WEIGHTS
 
 from assets import figures
 
@@ -18,26 +18,19 @@ ZEROSHOT = {"base": 40.0, "novel": 50.0, "harmonic_mean": 44.44, "delta_lcd": 0.
             "delta_mid": -0.7, "novel_delta_lcd": 0.8, "novel_delta_mid": -0.75}
 
 
-def run(folder, method="maple", variant="off", tau=0.01, seed=1, dataset="dtd", base=60.0,
-        novel=70.0, lcd=0.5, mid=-0.5, **facts):
+def run(folder, base=60.0, novel=70.0, lcd=0.5, mid=-0.5, **facts):
     """A run folder with these numbers, as train.py leaves it."""
-    w1, w2 = WEIGHTS[variant]
-    result = {"dataset": dataset, "method": method, "npt": variant != "off", "tau": tau,
-              "seed": seed, "draw_seed": seed, "backbone": "ViT-B/16", "w1": w1, "w2": w2,
-              "official_split": True, "base": base, "novel": novel,
-              "harmonic_mean": 2 * base * novel / (base + novel), "delta_lcd": lcd,
-              "delta_mid": mid, "novel_delta_lcd": lcd + 1, "novel_delta_mid": mid - 1,
-              "zeroshot": ZEROSHOT} | facts
-    folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(result))
-    return folder
+    deltas = {"delta_lcd": lcd, "delta_mid": mid, "novel_delta_lcd": lcd + 1,
+              "novel_delta_mid": mid - 1}
+    return test_tables.run(folder, base=base, novel=novel, zeroshot=ZEROSHOT, harmonic_mean=2 * base
+                           * novel / (base + novel), **deltas | facts)
 
 
 def history(folder, *rows):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text("{}")
-    (folder / "history.csv").write_text("\n".join(["epoch,step," + ",".join(figures.HISTORY),
-                                                   *rows]) + "\n")
+    head = ",".join(["epoch", "step", *figures.HISTORY])
+    (folder / "history.csv").write_text("\n".join([head, *rows]))
     return folder
 
 
@@ -119,8 +112,8 @@ def test_panels_are_of_one_learner_and_seed(tmp_path):
     for method, seeds in (("cocoop", (1,)), ("maple", (2, 3))):
         for seed in seeds:
             for name, tau in (("a", 1.0), ("b", 0.05), ("c", 0.01)):
-                run(tmp_path / f"{method}-{seed}-{name}", method, tau=tau, seed=seed)
-            run(tmp_path / f"{method}-{seed}-x", method, "lc", seed=seed)
+                run(tmp_path / f"{method}-{seed}-{name}", method=method, tau=tau, seed=seed)
+            run(tmp_path / f"{method}-{seed}-x", method=method, variant="lc", seed=seed)
     run(tmp_path / "maple-3-d", variant="on", seed=3)
     chosen = figures.choose(figures.read_runs([tmp_path]))
     assert [run["folder"].name for run in chosen.values()][1:] == ["maple-3-a", "maple-3-c",
@@ -157,8 +150,8 @@ def test_figure_1(trained, part):
             assert said == pytest.approx(right, abs=6e-4)
     expected = sorted(CLASSES)[:3] if part == "base" else sorted(CLASSES)[3:]
     assert words(figure) == [name.replace("_", " ") for name in expected]
-    assert len({handle.get_marker() for handle in figure.legends[0].legend_handles}) == len(
-        expected)
+    markers = {handle.get_marker() for handle in figure.legends[0].legend_handles}
+    assert len(markers) == len(expected)
     assert axes[1].get_title().startswith("(b) balanced\nτ = 1, $n_k$ ")
     assert axes[2].get_title().startswith("(c) long-tailed\nτ = 0.1, $n_k$ ")
     assert f"{part} classes" in figure.get_suptitle() and figure.get_suptitle().count("\n") == 1
@@ -180,9 +173,10 @@ def test_figure_1_draws_the_features_where_they_lie(trained):
         shown = [figure.axes[row], figure.axes[row + 2]]
         tips = [points.get_offsets()[0].tolist() for ax in shown for points in ax.collections[3:]]
         assert torch.allclose(torch.tensor(tips).double(), g @ vectors, atol=1e-5)
-        for ax, p in zip(shown, panels, strict=True):
-            counts = [len(points.get_offsets()) for points in ax.collections[:3]]
-            assert counts == p.y.bincount().clamp(max=figures.MOST_IMAGES).tolist()
+        for (ax, p), k in product(zip(shown, panels, strict=True), range(3)):
+            points = torch.tensor(ax.collections[k].get_offsets())
+            images = p.z[p.y == k][:figures.MOST_IMAGES]
+            assert torch.allclose(points.double(), images @ vectors, atol=1e-5)
     assert "not run" in figure.axes[1].get_title() and not figure.axes[5].axison
     assert "averaged over images" not in figure.subfigs[2].get_suptitle()
     other = picture(1, trained / "cocoop")                      # the novel classes by default
@@ -209,16 +203,14 @@ def test_correlations_within_and_between_cells():
 def grid(tmp_path_factory):
     """2 learners x NPT off, on x 2 tau x 3 seeds of two datasets; one lacks CoCoOp with NPT."""
     root = tmp_path_factory.mktemp("grid")
-    for i, method in enumerate(("cocoop", "maple")):
-        for j, tau in enumerate((1.0, 0.01)):
-            for v, variant in enumerate(("off", "on")):
-                for seed in (1, 2, 3):
-                    x = 10 * i - 8 * j + 2 * v + seed * (1 + v)
-                    for dataset in ("dtd", "eurosat")[:2 - (variant == "on") * (i == 0)]:
-                        run(root / f"{dataset}-{method}-{variant}-{tau}-{seed}", method, variant,
-                            tau, seed, dataset, 60.0 + x, 45.0 + 2 * x, 0.5 + x / 100,
-                            -0.5 - x / 50)
-    run(root / "lacks", "coop", delta_lcd=None, novel_delta_lcd=None)
+    for i, j, v, seed in product((0, 1), (0, 1), (0, 1), (1, 2, 3)):
+        method, tau, variant = ("cocoop", "maple")[i], (1.0, 0.01)[j], ("off", "on")[v]
+        x = 10 * i - 8 * j + 2 * v + seed * (1 + v)
+        for dataset in ("dtd", "eurosat")[:2 - v * (i == 0)]:
+            run(root / f"{dataset}-{method}-{variant}-{tau}-{seed}", 60.0 + x, 45.0 + 2 * x,
+                0.5 + x / 100, -0.5 - x / 50, method=method, variant=variant, tau=tau, seed=seed,
+                dataset=dataset)
+    run(root / "lacks", method="coop", delta_lcd=None, novel_delta_lcd=None)
     return root
 
 
@@ -260,7 +252,7 @@ def test_figure_5(tmp_path):
     for seed, novel in ((1, 70.0), (2, 30.0)):
         run(tmp_path / f"b{seed}", variant="on", seed=seed, base=30.0, novel=novel)
     run(tmp_path / "c", variant="mi", base=50.0, novel=50.0)
-    run(tmp_path / "d", "cocoop")                                   # no NPT at all: no map
+    run(tmp_path / "d", method="cocoop")                            # no NPT at all: no map
     figure = picture(5, tmp_path)
     ax, = figure.axes
     assert ax.get_title() == "MaPLe, dtd, τ = 0.01"
@@ -278,7 +270,7 @@ def test_figure_5(tmp_path):
 
 
 def test_figure_history(tmp_path):
-    one = history(tmp_path / "x" / "one", "0,0,1,2,3,4,5,6,7,8", "1,10,2,3,4,5,nan,,8,9")
+    one = history(tmp_path / "x" / "one", "0,0,1,2,3,4,5,6,7,8", "1,10,2,3,4,5,6,nan,8,9")
     two = history(tmp_path / "y" / "one", "0,0,1,2,3,4,5,6,7,8", "1,10,2,3,4,5,6,7,8,19")
     figure = picture("history", one, two)
     assert words(figure) == ["x/one", "y/one"] and "training images" in figure.get_suptitle()
@@ -288,10 +280,9 @@ def test_figure_history(tmp_path):
     assert [list(line.get_ydata()) for line in figure.axes[7].lines] == [[8, 9], [8, 19]]
     assert math.isnan(figure.axes[5].lines[0].get_ydata()[1])
     assert len({line.get_linestyle() for line in figure.axes[7].lines}) == 2
-    for rows, reason in (((), "no line in it"), (["0,0,1,x,3,4,5,6,7,8"], "not what assets/h"),
-                         (["0,0,1"], "not what assets/h")):
-        with pytest.raises(ValueError, match=f"history.csv: {reason}"):
-            figures.histories([history(tmp_path / "bad", *rows)])
+    for row in ("0,0,1,x,3,4,5,6,7,8", "0,0,1"):
+        with pytest.raises(ValueError, match="history.csv: not what assets/h"):
+            figures.histories([history(tmp_path / "bad", row)])
 
 
 # The command line -----------------------------------------------------------------------------
@@ -300,32 +291,24 @@ def test_figure_history(tmp_path):
                                          ("f.PNG", b"\x89PNG")])
 def test_files_by_their_ending(grid, at, name, start):
     pytest.importorskip("matplotlib")
-    before = files(grid)
-    done(2, grid, "--out", name, main=figures.main)
-    content = Path(name).read_bytes()
-    assert content.startswith(start) and files(grid) == before and len(files(at)) == 1
-    done(2, grid, "--out", name, main=figures.main)
-    assert Path(name).read_bytes() == content
+    before, made = files(grid), []
+    for _ in range(2):                                              # the same bytes each time
+        done(2, grid, "--out", name, main=figures.main)
+        made.append(Path(name).read_bytes())
+    assert made[0].startswith(start) and made[0] == made[1]
+    assert files(grid) == before and len(files(at)) == 1
 
 
-def test_refusals(grid, at):
+@pytest.mark.parametrize("argv, reason", [
+    ("2 {grid} --out f.xyz", "ends in .png, .svg, .pdf"),
+    ("2 {grid} absent", "absent: no such folder"), ("2 {grid} --classes base", "go with Figure 1"),
+    ("3 {grid}", "invalid choice"), ("2 .", "no result.json in it"),
+    ("4 {plain}", "with and without NPT"), ("5 {plain}", "expected runs with NPT"),
+    ("history {plain}", ": no history.csv in it: train with assets/history.py")])
+def test_refusals(grid, at, argv, reason):
     pytest.importorskip("matplotlib")
-    plain = grid / "dtd-maple-off-1.0-1"
-    Path("empty").mkdir()
-    Path("g.png").mkdir()
-    for argv, reason in (
-            ([2, grid, "--out", "f.xyz"], "ends in .png, .svg, .pdf"),
-            ([2, grid, "--out", "nowhere/f.png"], "there is no folder nowhere"),
-            ([2, grid, "--out", "g.png"], "g.png is no plain file"),
-            ([2, grid, "absent"], "absent: no such folder"),
-            ([2, grid, "--classes", "base"], "go with Figure 1"),
-            ([3, grid], "invalid choice"),
-            ([2, "empty"], "no result.json in it"),
-            ([4, plain], "with and without NPT"),
-            ([5, plain], "expected runs with NPT"),
-            (["history", plain], f"{plain}: no history.csv in it: train with assets/history.py")):
-        argv += ["--out", "f.png"] * ("--out" not in argv)
-        assert reason in refused(*argv, main=figures.main)
+    argv = argv.format(grid=grid, plain=grid / "dtd-maple-off-1.0-1").split()
+    assert reason in refused("--out", "f.png", *argv, main=figures.main)
     assert not files(at)
 
 

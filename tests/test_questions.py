@@ -129,24 +129,58 @@ def test_review_begins_where_95_of_100_are_right_by_hand():
     assert "look at every" in report.review_words(report.review_below(confidence, right))
 
 
-def test_npt_minus_none_is_paired_by_seed_by_hand(capsys):
-    def result(npt, seed, accuracy, mean, lr=1, **more):
-        return dict.fromkeys(["tau", "harmonic_mean"]) | {
-            "method": "coop", "npt": npt, "dataset": "pets", "seed": seed, "lr": lr,
-            "all": accuracy, "mean_recall": mean} | more
+def of_a_run(npt, seed, accuracy, mean, lr=1, zero=50, tau=None, **more):
+    zeroshot = {"all": zero, "mean_recall": zero, "harmonic_mean": None}
+    return {"method": "coop", "npt": npt, "dataset": "pets", "seed": seed, "lr": lr, "tau": tau,
+            "all": accuracy, "mean_recall": mean, "harmonic_mean": None,
+            "zeroshot": zeroshot} | more
 
-    off = {f"coop-seed{s}": result(False, s, 50 + 10 * s, 40) for s in (1, 2, 3)}
-    on = {f"coop-npt-seed{s}": result(True, s, 50 + 11 * s, 41 + 1e-6 * s) for s in (3, 1, 2, 4)}
-    train.report_npt(off | on | {"coop-npt-seed1-lr2": result(True, 1, 0, 0, lr=2)})
-    out = " ".join(capsys.readouterr().out.split())
+
+def test_npt_minus_none_is_paired_by_seed_by_hand(capsys):
+    off = {f"coop-seed{s}": of_a_run(False, s, 50 + 10 * s, 40) for s in (1, 2, 3)}
+    on = {f"coop-npt-seed{s}": of_a_run(True, s, 50 + 11 * s, 41 + 1e-6 * s) for s in (3, 1, 2, 4)}
+    train.report_differences(off | on | {"coop-npt-seed1-lr2": of_a_run(True, 1, 0, 0, lr=2)})
+    out = " ".join(capsys.readouterr().out.split("NPT minus none, ")[1].split())
+    out = out.partition("Student")[0]
     # 1, 2 and 3; seed 4 has none beside it: 2 -+ t s / sqrt(3), t = 4.303 of two degrees, s = 1
     assert "coop-npt: accuracy 3 +2.00 -0.48 to +4.48 undecided" in out and "lr2" not in out
     assert "mean over classes 3 +1.00 none undecided" in out    # all alike: no spread that tells
-    train.report_npt({f"{npt}-seed{s}": result(
-        npt, s, None, 40 + s * npt, harmonic_mean=50 - (50 + s) * npt, novel_mean_recall=60)
-        for npt in (0, 1) for s in (1, 2)})
-    rows = capsys.readouterr().out.splitlines()                 # 12.706 * 0.7071 / sqrt(2) = 6.35
-    assert "1: H" in rows[2] and "-51.50  -57.85 to -45.15      worse" in rows[2]
+    of_base_and_novel = {f"{npt}-seed{s}": of_a_run(
+        npt, s, None, 40 + s * npt, harmonic_mean=50 - (50 + s) * npt, novel_mean_recall=60,
+        zeroshot={"harmonic_mean": 48, "mean_recall": 40, "novel_mean_recall": 60})
+        for npt in (0, 1) for s in (1, 2)}
+    train.report_differences(of_base_and_novel)
+    out = capsys.readouterr().out
+    rows = out.split("NPT minus none, ")[1].splitlines()    # 12.706 * 0.7071 / sqrt(2) = 6.35
+    assert "1: H" in rows[1] and "-51.50  -57.85 to -45.15      worse" in rows[1]
     # 2 * 41 * 60 / 101 = 48.713 and 2 * 42 * 60 / 102 = 49.412, less 48
-    assert "1: H of class means" in rows[3] and "+1.06" in rows[3]
+    assert "1: H of class means" in rows[2] and "+1.06" in rows[2]
+    assert out.splitlines()[-1] == "NPT minus none: worse in each."
+
+
+def test_training_against_zero_shot_and_a_long_tail_against_balanced_images_by_hand(capsys):
+    """Student's t of two degrees is 4.303: 5, 6, 7 have 6 -+ 4.303 / sqrt(3) = 2.48."""
+    accuracy = {(1, 1): 55, (1, 2): 56, (1, 3): 57, (.01, 1): 48, (.01, 2): 50, (.01, 3): 52}
+    train.report_grid({f"coop-tau{tau}-seed{seed}": of_a_run(False, seed, value, value, tau=tau)
+                       for (tau, seed), value in accuracy.items()})
+    out = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "zero-shot, pets 3 50.00 50.00" in lines
+    assert "coop-tau1 3 56.00 ± 2.48 56.00 ± 2.48" in lines
+    assert "coop-tau1: accuracy 3 +6.00 +3.52 to +8.48 better" in lines
+    assert "coop-tau0.01: accuracy 3 +0.00 -4.97 to +4.97 undecided" in lines
+    assert lines.count("coop-tau0.01: accuracy 3 -6.00 -8.48 to -3.52 worse") == 1
+    assert lines[-2] == ("training minus zero-shot CLIP: better in coop-tau1; undecided in "
+                         "coop-tau0.01.")
+    assert lines[-1] == "a long tail minus balanced images: worse in each."
+
+
+def test_one_seed_has_no_interval_and_equal_classes_no_second_h(capsys):
+    assert train.judged([3.0]) == ("none", "undecided") == train.judged([2.0, 2.0])
+    assert train.mean_and_half([3.0]).split() == ["3.00"] and train.mean_and_half([]) == "-"
+    zeroshot = {"harmonic_mean": 48, "mean_recall": 40, "novel_mean_recall": 60}
+    train.report_differences({"a": of_a_run(False, 1, None, 40, harmonic_mean=48,
+                                            novel_mean_recall=60, zeroshot=zeroshot)})
+    out = capsys.readouterr().out
+    assert "a: H  " in out and "of class means" not in out
     assert evaluate.half_width([7]) is None

@@ -1,6 +1,5 @@
 """The README and the pages beside it say what is there: their map, their commands, their files."""
 import ast
-import csv
 import re
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def arguments(script, page):
 
 def test_map_names_what_exists():
     rows = [line for line in section("Map").splitlines() if line.startswith("| ")][2:]
-    assert len(rows) >= 24
+    assert " ".join(rows).count("`test_") >= 30
     for row in rows:
         _, code, test = row.strip("| ").split(" | ")
         module, *names = words_of(code)
@@ -133,7 +132,7 @@ def test_commands_parse(page):
 
 def test_there_are_commands_to_parse():
     count = {page: len(arguments(r"(?:train|evaluate)\.py", page)) for page in PAGES}
-    assert count["README.md"] >= 6 and count["assets/reproducing.md"] >= 12
+    assert count["README.md"] >= 5 and count["assets/reproducing.md"] >= 12
 
 
 def test_every_tool_is_named_on_some_page():
@@ -168,18 +167,6 @@ def test_counts_of_learned_numbers_on_vit_b_16():
     assert f"CoOp learns {16 * w:,}, CoCoOp {cocoop:,}" in text
 
 
-def test_the_estimates_start_from_the_measured_steps():
-    with open(ROOT / "assets" / "speed.csv", encoding="utf-8", newline="") as file:
-        seconds = {row["case"]: row["seconds"] for row in csv.DictReader(file)
-                   if (row["form"], row["dtype"]) == ("fast", "float32")}
-    text = " ".join(TEXT["assets/reproducing.md"].split())
-    maple = [seconds[f"step, maple, {K} classes, 4 images"] for K in (5, 50, 500, 1000)]
-    cocoop = [seconds[f"step, cocoop, {K} classes, 1 images"] for K in (50, 500)]
-    assert "{}, {}, {} and {} s at 5, 50, 500 and 1,000 classes".format(*maple) in text
-    assert "{} and {} s at 50 and 500".format(*cocoop) in text
-    assert seconds["evaluation, maple, 500 classes, 200 images"] + " s for 200 images" in text
-
-
 # form ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("page", PAGES)
@@ -189,12 +176,18 @@ def test_lines_fit_into_100_columns(page):
 
 
 def test_the_readme_is_short():
-    assert len(re.findall(r"\S+", README)) <= 1800
+    assert len(re.findall(r"\S+", README)) <= 1600
+
+
+def test_the_readme_begins_with_the_paper_a_picture_and_h():
+    top = README.split("\n## ")[0]
+    assert "(https://arxiv.org/abs/2306.15955)" in top.split("\n\n")[1]
+    assert "](assets/world.png)" in top and "**H** = 2 base novel / (base + novel)" in top
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page):
-    links = re.findall(r"\]\(([^)]+)\)", TEXT[page])
+    links = re.findall(r"\]\((?!https:|#)([^)]+)\)", TEXT[page])
     assert links or page != "README.md"
     for link in links:
         assert ((ROOT / page).parent / link).is_file(), link

@@ -1,5 +1,6 @@
 """Runs that add up: grids, killed runs that go on bit for bit, shared features, processes."""
 import os
+import re
 import shutil
 import signal
 import sys
@@ -378,7 +379,8 @@ def test_a_grid_skips_what_is_finished_leaves_what_others_do_and_names_what_fail
     after = files("g")
     assert all(after[name] == value for name, value in before.items() if "seed1" in name)
     found = [told(path) for path in sorted(Path("g").glob("*/result.json"))]
-    lines = {line.split("  ")[0]: line.split() for line in printed.splitlines()}
+    lines = {line.split("  ")[0]: re.sub("± [0-9.]+", "", line).split()
+             for line in printed.splitlines()}
     assert lines[f"pets-coop-natural{NAMED}"][1] == "3"                     # seeds
     means = lines[f"pets-coop-natural{NAMED}"][2:], lines["zero-shot, pets"][-2:]
     for tuned, plain, column in zip(*means, ("all", "mean_recall"), strict=True):
@@ -388,6 +390,10 @@ def test_a_grid_skips_what_is_finished_leaves_what_others_do_and_names_what_fail
     assert "3 of 3 runs" in done(*grid) and files("g") == after and len(trained) == 4
     done(*words, "--seed", 2, "--out", "one")                       # the run by itself
     assert run_files("one") == run_files(f"g/pets-coop-natural-seed2{NAMED}")
+
+
+def test_what_is_wrong_with_every_run_of_a_grid_is_said_once(at):
+    assert "ViT-Z" in refused("--seed", 1, 2, "--backbone", "ViT-Z") and list(at.iterdir()) == []
 
 
 def test_a_grid_that_cannot_be_does_no_work(at):

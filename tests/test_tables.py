@@ -16,13 +16,8 @@ ELEVEN = data.ALL
 FOUR = ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
 WEIGHTS = {"off": (0.0, 0.0), "lc": (0.3, 0.0), "mi": (0.0, 0.8), "on": (0.3, 0.8)}
 
-# Where the paper disagrees with itself: means of columns beside which another average is printed;
-# ImageNet's accuracy in Table 2 and in Table 4; Table 3 and the averages that it repeats
+# Where the paper disagrees with itself: means of columns beside which another average is printed
 OTHER_AVERAGES = {(4, 0.05, "cocoop", "off"): 58.325, (4, 0.05, "cocoop", "on"): 59.6525}
-OTHER_SOURCES = {(0.05, "cocoop", "off"): (69.93, 68.43), (0.05, "cocoop", "on"): (70.14, 69.65),
-                 (0.01, "cocoop", "off"): (68.42, 66.21), (0.01, "cocoop", "on"): (68.88, 67.57),
-                 (0.01, "maple", "off"): (68.32, 67.32), (0.01, "maple", "on"): (68.90, 68.70)}
-OTHER_ABLATIONS = {(2, "off"): (63.99, 64.38), (2, "on"): (64.89, 65.52)}
 TOTALS = {1: 1138975, 2: 627296, 3: 77647, 4: 291597}       # of all cells, in hundredths
 
 
@@ -30,19 +25,20 @@ def run(folder, dataset="dtd", method="maple", variant="off", tau=0.01, seed=1, 
         plain=40.0, targets=None, task="cross-dataset", options=None, **facts):
     """A run folder with these numbers, as train.py and evaluate.py leave it."""
     own = {"base": value, "novel": value, "harmonic_mean": value, "all": value}
-    result = {"dataset": dataset, "method": method, "npt": variant != "off", "tau": tau,
-              "seed": seed, "draw_seed": seed, "backbone": "ViT-B/16", "classes": "base",
-              "w1": WEIGHTS[variant][0], "w2": WEIGHTS[variant][1], "official_split": True, **own,
-              "zeroshot": dict.fromkeys(own, plain)}
-    folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(result | facts))
+    w1, w2 = WEIGHTS[variant]
+    files = {"result.json": {
+        "dataset": dataset, "method": method, "npt": variant != "off", "tau": tau, "seed": seed,
+        "draw_seed": seed, "backbone": "ViT-B/16", "classes": "base", "w1": w1, "w2": w2,
+        "official_split": True, **own, "zeroshot": dict.fromkeys(own, plain)} | facts}
     if options is not None:
-        (folder / "run.json").write_text(json.dumps(options))
+        files["run.json"] = options
     if targets:
-        results = {name: {"accuracy": accuracy, "zeroshot": plain, "official_split": True}
-                   for name, accuracy in targets.items()}
-        (folder / "evaluation").mkdir()
-        (folder / "evaluation" / f"{task}.json").write_text(json.dumps({"results": results}))
+        files[f"evaluation/{task}.json"] = {"results": {
+            name: {"accuracy": accuracy, "zeroshot": plain, "official_split": True}
+            for name, accuracy in targets.items()}}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
     return folder
 
 
@@ -66,17 +62,6 @@ def test_printed_cells_are_all_there_and_average_their_columns():
         if number != 3:
             assert sum(targets) / len(targets) == pytest.approx(mean, abs=0.0101)
     assert total == TOTALS
-
-
-def test_tables_that_print_the_same_number_twice():
-    printed = tables.read_printed()
-    sources = {row[1:]: tuple(printed[(n, *row[1:])]["imagenet"] for n in (2, 4))
-               for row in printed if row[0] == 2}
-    ablations = {(n, variant): (printed[3, 0.01, "maple", variant][column],
-                                printed[n, 0.01, "maple", variant]["average"])
-                 for n, column in tables.TASK_OF.items() for variant in ("off", "on")}
-    for pairs, other in ((sources, OTHER_SOURCES), (ablations, OTHER_ABLATIONS)):
-        assert {key: pair for key, pair in pairs.items() if pair[0] != pair[1]} == other
 
 
 def test_student_t():
@@ -208,12 +193,9 @@ def test_damaged_runs_are_named_and_not_counted(wrong, tmp_path):
     assert f"{tmp_path / 'nowhere'}: no result.json in it" in notes
 
 
-@pytest.mark.parametrize("wrong", [{"accuracy": 101.0}, {"official_split": "yes"}])
+@pytest.mark.parametrize("wrong", [101.0, "50", None])
 def test_a_damaged_evaluation_is_no_run(wrong, tmp_path):
-    path = run(tmp_path / "r", "imagenet", targets={"dtd": 50.0}) / "evaluation/cross-dataset.json"
-    facts = json.loads(path.read_text())
-    facts["results"]["dtd"] |= wrong
-    path.write_text(json.dumps(facts))
+    run(tmp_path / "r", "imagenet", targets={"dtd": wrong})
     assert "cross-dataset.json: dtd" in refused(2, tmp_path, main=tables.main)
     done(1, tmp_path, main=tables.main)                     # it is a run of Table 1 nonetheless
 

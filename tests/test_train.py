@@ -36,13 +36,32 @@ import prompts
 import train
 from assets import world
 
-# The bare command ------------------------------------------------------------------------------
+# The first table and one run of it -------------------------------------------------------------
+
+ONE = ["--npt", "--tau", "0.01"]
+
+
+def test_the_bare_command_is_the_first_table(monkeypatch, capsys):
+    """Its line is said and can be typed; a flag of one's own leaves the run that it is made of."""
+    plans = []
+    monkeypatch.setattr(train, "run_grid", lambda plan, root: plans.append((plan, root)))
+    assert train.main([]) == train.main(train.BARE.split()) == 0
+    assert capsys.readouterr().out == f"python train.py {train.BARE}\n"
+    (plan, root), typed = plans
+    assert len(plan) == 12 and (plan, root) == typed and root == Path("runs")
+    assert {(run.npt, run.tau, run.seed) for run in plan} == {
+        (npt, tau, seed) for npt in (False, True) for tau in (1, .01) for seed in (1, 2, 3)}
+    (alone,), (third,) = train.parse(["--seed", "1"]), train.parse(["--seed", "3"])
+    assert vars(alone) | {"quiet": True} == vars(plan[0])
+    changed = {name for name, value in vars(third).items() if value != vars(alone)[name]}
+    assert changed == {"seed", "draw_seed", "name"}
+
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """`python train.py`, in a process of its own -> the run's folder and what was printed."""
+    """One run of it, in a process of its own -> the run's folder and what was printed."""
     folder = tmp_path_factory.mktemp("bare")
-    process = small_runs.started([], folder)
+    process = small_runs.started(ONE, folder)
     printed, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert [p.name for p in folder.iterdir()] == ["runs"]
@@ -51,7 +70,7 @@ def bare(tmp_path_factory):
     return run, printed
 
 
-def test_bare_command_leaves_a_run_and_prints_the_table(bare):
+def test_a_run_leaves_its_files_and_prints_a_table(bare):
     run, printed = bare
     assert sorted(files(run)) == ["drawn.csv", "log.csv", "prompts.pt", "result.json", "run.json"]
     saved = torch.load(run / "prompts.pt", weights_only=True)           # no pickle, and little
@@ -60,7 +79,7 @@ def test_bare_command_leaves_a_run_and_prints_the_table(bare):
     assert (run / "prompts.pt").stat().st_size < 400_000
     found, settings = result(run), json.loads((run / "run.json").read_text())
     expected = {"dataset": "world", "method": "maple", "npt": True, "tau": .01, "seed": 1,
-                "draw_seed": 1, "w1": .3, "w2": .8, "epochs": 5, "batch_size": 4, "lr": .0035}
+                "draw_seed": 1, "w1": .3, "w2": .8, "epochs": 10, "batch_size": 4, "lr": .0009}
     assert {key: found[key] for key in expected} == expected
     expected |= {"n_ctx": 2, "ctx_init": "a photo of a", "backbone": "tiny", "classes": "base",
                  "prompt_depth": 3}                     # of nine layers, three exist
@@ -85,7 +104,7 @@ def test_bare_command_leaves_a_run_and_prints_the_table(bare):
     assert "near chance" not in printed
 
 
-def test_bare_command_draws_n_k_images_of_the_base_classes(bare):
+def test_a_run_draws_n_k_images_of_the_base_classes(bare):
     rows, names = read(bare[0] / "drawn.csv"), world.draw("world")[0]
     n = [sum(row["class"] == name for row in rows) for name in names]
     # 16 x 0.01^(k/11), at least 1; no novel class
@@ -99,8 +118,10 @@ def test_log_has_every_step_with_its_rate_and_eq7(bare):
     rows = [{k: float(v) for k, v in row.items()} for row in read(bare[0] / "log.csv")]
     # 45 images in batches of 4 are 11 steps: the one left over is dropped
     assert [(r["epoch"], r["step"]) for r in rows] == [
-        (e, 11 * e + s + 1) for e in range(5) for s in range(11)]
-    by_hand = [1e-5, .0035, .00316578, .00229078, .00120922]    # cos of 0, 36, 72, 108 degrees
+        (e, 11 * e + s + 1) for e in range(10) for s in range(11)]
+    # 0.00045 (1 + cos) of 0, 18, 36, ... 144 degrees
+    by_hand = [1e-5, .0009, .000877975, .000814058, .000714503, .000589058, .00045, .000310942,
+               .000185497, .0000859424]
     assert [row["lr"] for row in rows] == pytest.approx(
         [lr for lr in by_hand for _ in range(11)], rel=1e-5)
     for r in rows:
@@ -111,7 +132,7 @@ def test_log_has_every_step_with_its_rate_and_eq7(bare):
 def test_same_seed_same_bytes(bare):
     """The first run was a process of its own; this one shares a process with other tests."""
     run, again = bare[0], bare[0].with_name("again")
-    done("--method", "maple", "--npt", "--tau", .01, "--out", again)
+    done(*ONE, "--out", again)
     for name in ("result.json", "log.csv", "drawn.csv"):
         assert (again / name).read_bytes() == (run / name).read_bytes()
     a, b = (torch.load(folder / "prompts.pt", weights_only=True)["learned"]
@@ -315,6 +336,18 @@ def settings(*argv, base_novel=True):
         args.dataset, ["x"] * 10, "{} texture.", items, [], [], "", True, Path("."),
         base_novel=base_novel), clip, "ViT-B/16", "sum")
     return filled
+
+
+def test_the_tiny_clip_has_epochs_and_a_rate_of_its_own():
+    """In its defaults and in a run's name; what differs from them is named."""
+    for method in ("maple", "cocoop"):
+        assert train.optimiser(method, "tiny") == {"epochs": 10, "batch_size": 4, "lr": .0009}
+        assert train.optimiser(method, "ViT-B/16") == {"epochs": 5, "batch_size": 4, "lr": .0035}
+    assert train.optimiser("coop", "tiny") == train.OPTIMISER["coop"]
+    names = [train.parse(words.split())[0].name for words in (
+        "--epochs 10 --lr 0.0009", "--epochs 5 --lr 0.0035", "--backbone ViT-B/32 --epochs 5")]
+    assert names == ["world-maple-tau1-seed1", "world-maple-tau1-seed1-epochs5-lr0.0035",
+                     "world-maple-tau1-seed1-backboneViT-B_32"]
 
 
 PHOTO = "a photo of a"
