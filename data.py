@@ -4,17 +4,14 @@
     python data.py eurosat --data-root data             # what a run would see, decoding nothing
     python data.py path/to/my/folder --shots 8 --json
 
-The way of every dataset: a row of ROWS says where it lies and what differs; a reader lists pictures
-with their class; `divide` makes train, val and test of what is not divided yet; the few-shot draw
-picks from the training list. Where CoOp's split file is present it replaces reader and `divide`.
+A row of assets/datasets.csv says where a dataset lies, which reader lists its pictures with their
+class, and what else differs. `divide` makes train, val and test of what comes undivided, and the
+few-shot draw picks from the training list. CoOp's split file, where it is, replaces reader and
+`divide`. Splits, names, folders and draws are CoOp's, which CoCoOp and MaPLe share.
 
     K    classes, labels 0..K-1             base   the first ceil(K/2) labels, Sec. 5: trained on
     n_k  training images of class k         novel  the rest: tested on with unseen class names
     tau  min n_k / max n_k, Sec. 5          item   (picture name in the picture folder, label)
-
-The split files, class names, folder layout and few-shot draws are those of CoOp, which CoCoOp and
-MaPLe share. To add a dataset in class folders, add a row to assets/datasets.csv and `read_folders`
-for it to READERS.
 
 From top to bottom: what a run trains on, pictures and batches, files, loading, readers, the paper's
 datasets, split files, a folder of one's own, what all scripts share, this one's command line.
@@ -79,7 +76,7 @@ class Dataset:
     classnames: list                # in label order; "_" becomes a space in the prompt
     template: str                   # of zero-shot CLIP
     train: list                     # items
-    val: list                       # may be empty; ImageNet's is its test list, as in CoOp
+    val: list                       # may be empty; nothing is chosen by it
     test: list
     split: str                      # in words, for every result
     official_split: bool            # True where results are comparable with the papers'
@@ -167,11 +164,11 @@ def shots_and_tau(name, shots, tau):
     without either keeps (None, None), which is all its training pictures."""
     if name not in NAMES and (shots, tau) == (None, None):
         return None, None
-    return 16 if shots is None else shots, 1.0 if tau is None else tau
+    return shots or 16, tau or 1.0
 
 
 def tau_words(tau):
-    return "the folder's own counts" if tau is None else f"tau = {tau:g}"
+    return f"tau = {tau:g}" if tau else "the folder's own counts"
 
 
 def asked_counts(dataset, labels, shots, tau, shuffle_seed=None, total=None):
@@ -186,7 +183,8 @@ def asked_counts(dataset, labels, shots, tau, shuffle_seed=None, total=None):
     if dataset.own and shuffle_seed is None:
         have = Counter(labels_of(dataset.train))
         by_size = sorted(range(len(labels)), key=lambda k: -have[labels[k]])    # the head first
-        n = [count for _, count in sorted(zip(by_size, n, strict=True))]    # to the labels' order
+        count_of = dict(zip(by_size, n, strict=True))
+        n = [count_of[k] for k in range(len(labels))]
     return n
 
 
@@ -241,8 +239,8 @@ def with_few_tests(dataset, n, seed):
     if n is None:
         return dataset
     rng, groups = random.Random(seed), by_label(labels_of(dataset.test)).values()
-    kept = {i for group in groups for i in rng.sample(group, min(n, len(group)))}
-    return replace(dataset, test=[item for i, item in enumerate(dataset.test) if i in kept],
+    kept = sorted(i for group in groups for i in rng.sample(group, min(n, len(group))))
+    return replace(dataset, test=[dataset.test[i] for i in kept],
                    split=f"{dataset.split}; a subset, {n} test images a class")
 
 
@@ -324,10 +322,8 @@ def fault_of(path, exif, *state):
 
 def missing(dataset, items):
     """Names of pictures that are not on the disk."""
-    if dataset.embedded:
-        return []
-    return [name for name in dict.fromkeys(name for name, _ in items)
-            if not dataset.path(name).is_file()]
+    names = {} if dataset.embedded else dict.fromkeys(name for name, _ in items)
+    return [name for name in names if not dataset.path(name).is_file()]
 
 
 def transform(resolution, train, crop_scale=(0.08, 1.0)):
@@ -344,31 +340,29 @@ def transform(resolution, train, crop_scale=(0.08, 1.0)):
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Items of a dataset as (tensor (3, H, W), label)."""
+    """Items of a dataset as (tensor (3, H, W), label).
 
-    def __init__(self, dataset, items, transform):
-        self.dataset, self.items, self.transform = dataset, items, transform
+    seed    None for test views, whose index is a place in the list; of random views, whose index is
+            (epoch, place in the list)
+    """
+
+    def __init__(self, dataset, items, transform, seed=None):
+        self.dataset, self.items, self.transform, self.seed = dataset, items, transform, seed
 
     def __len__(self):
         return len(self.items)
 
-    def __getitem__(self, i):
-        name, label = self.items[i]
-        return self.transform(self.dataset.open(name)), label
-
-
-class TrainingPictures(Pictures):
-    """The same under random views; an index is (epoch, place in the list)."""
-
-    def __init__(self, dataset, items, transform, seed):
-        super().__init__(dataset, items, transform)
-        self.seed = seed
-
     def __getitem__(self, index):
+        if self.seed is None:
+            return self.view(index)
         epoch, i = index
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, i))
-            return super().__getitem__(i)
+            return self.view(i)
+
+    def view(self, i):
+        name, label = self.items[i]
+        return self.transform(self.dataset.open(name)), label
 
 
 def batches(dataset, items, resolution, device, batch_size=100):
@@ -403,7 +397,7 @@ def training_batches(dataset, items, resolution, device, batch_size, epochs, see
         for step in range(steps(len(items), batch_size)):
             chosen = order[step * batch_size:(step + 1) * batch_size]
             plan.append([(epoch, i) for i in chosen])
-    return Batches(TrainingPictures(dataset, items, in_bytes(view), seed), plan[start:], device)
+    return Batches(Pictures(dataset, items, in_bytes(view), seed), plan[start:], device)
 
 
 def mixed_seed(*numbers):
@@ -450,7 +444,9 @@ def room_for_workers(folder="/dev/shm"):
     none: there the process decodes them itself."""
     if not sys.platform.startswith("linux"):
         return 16
-    free = shutil.disk_usage(folder).free if os.path.isdir(folder) else 0
+    free = 0
+    if os.path.isdir(folder):
+        free = shutil.disk_usage(folder).free
     if free < SHARED:
         print(f"note      {free >> 20} MB of shared memory in {folder}: one process decodes the "
               "pictures; docker run --shm-size=1g gives more")
@@ -460,10 +456,8 @@ def room_for_workers(folder="/dev/shm"):
 # Files, for all scripts --------------------------------------------------------------------
 
 def escapes(path):
-    """True for a name that is not plainly inside its folder, or not in its one normal spelling.
-
-    That is: empty, absolute, with '..', './', '//', a drive, a backslash, or bytes not in UTF-8.
-    """
+    """True for a name that is not plainly inside its folder, or not in its one normal spelling:
+    empty, absolute, with '..', './', '//', a drive, a backslash, or bytes not in UTF-8."""
     pure = PurePosixPath(path)
     if str(pure) != path or pure.is_absolute() or not pure.parts or ".." in pure.parts:
         return True
@@ -489,7 +483,8 @@ def write(path, content):
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: not a plain file, so it is not replaced; choose another name")
     scratch = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    content = content if isinstance(content, bytes) else content.encode()
+    if isinstance(content, str):
+        content = content.encode()
     try:
         with open(scratch, "xb") as file:               # a file that nobody else has, never a link
             file.write(content)
@@ -514,8 +509,10 @@ def write_csv(path, rows):
 def defused(cell):
     """A CSV's cell in one line, with a ' before what is a formula in a spreadsheet; never the same
     of two pictures. Numbers stay."""
+    if cell is None:
+        return None
     formula = re.match(r"'*([=@＝＋－＠]|[+-](?!(\d+\.?\d*(e[+-]?\d+)?|inf)$))", str(cell))
-    return cell if cell is None else "'" * bool(formula) + printable(str(cell))
+    return "'" * bool(formula) + printable(str(cell))
 
 
 def printable(name):
@@ -531,18 +528,16 @@ def read_csv(path):
 
 def check_output(option, path, endings=()):
     """Refuse, before any work, a file that can't be written at `path`, or is one of a run's.
-
-    option   what the line begins with, as "--out"; endings: of the name, any where there are none
-    """
+    option: what the line begins with, as "--out"; endings: of the name, () for any."""
     if endings and path.suffix.lower() not in endings:
         raise ValueError(f"{option} {path}: expected a name that ends in {', '.join(endings)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{option} {path}: there is no folder {path.parent}: make it, or "
                                 "choose another")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{option} {path} is no plain file: choose another name")
-    if path.name in OF_A_RUN and (path.parent / "result.json").exists():
-        raise ValueError(f"{option} {path} is what a run left there: choose another name")
+    of_a_run = path.name in OF_A_RUN and (path.parent / "result.json").exists()
+    if of_a_run or path.exists() and not path.is_file():
+        raise ValueError(f"{option} {path} is no plain file, or what a run left there: choose "
+                         "another name")
 
 
 # Loading ------------------------------------------------------------------------------------------
@@ -551,8 +546,7 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     """A Dataset by its name in NAMES, or from the path of a folder with a sub-folder a class.
 
     seed        of a split that has to be made here
-    classnames  for a folder: a file with a line `folder<TAB>name` for each class, or names in
-                sorted order of the folders
+    classnames  for a folder: a file with a line `folder<TAB>name` for each class
     fetch       download the pictures where they are absent and torchvision can
 
     FileNotFoundError says what to get and where to put it, ValueError what is wrong with it.
@@ -574,8 +568,7 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     if "/" in name or os.sep in name:
         raise FileNotFoundError(f"{name}: no such folder; expected one with a sub-folder of "
                                 "pictures for each class")
-    close = difflib.get_close_matches(name, NAMES, 1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(name, NAMES, 1))
     raise ValueError(f"unknown dataset {name!r}{hint}; expected a folder or one of "
                      f"{', '.join(NAMES)}")
 
@@ -590,12 +583,12 @@ def refuse_workers():
 
 def checked(dataset):
     """Names can be read, every class can be trained; what can't be tested or told apart is said."""
-    names = dataset.classnames
+    names, unseen = dataset.classnames, ("Cc", "Cf", "Zs", "Zl", "Zp")      # control, format, space
     if dataset.own and len(names) == 1:
         raise ValueError(f"{dataset.pictures}: one class only, {names[0]}; expected a folder for "
                          "each: if they lie in that, name it instead; a CSV of labels is not read")
     for label, name in enumerate(names):
-        if unreadable(name):
+        if NOT_UTF8.search(name) or all(unicodedata.category(c) in unseen for c in name):
             raise ValueError(f"{dataset.name}: class {label} is named {name!r}, which is empty or "
                              "can't be seen; give it a name")
     tokens = [tuple(clip_model.prompt_ids(name.replace("_", " "))) for name in names]
@@ -605,13 +598,13 @@ def checked(dataset):
         dataset.notes.append(f"{len(twice)} class names stand for several classes, which their "
                              f"prompts can't tell apart: {', '.join(twice[:3])}")
     for part in ("train", "test"):
-        lacking = sorted(set(range(len(names))) - set(labels_of(getattr(dataset, part))))
+        have = {*labels_of(getattr(dataset, part))}
+        lacking = [name for label, name in enumerate(names) if label not in have]
         if lacking:
-            some = ", ".join(names[label] for label in lacking[:3])
-            message = f"{len(lacking)} of {len(names)} classes have no {part} picture: {some}"
-            if part == "train" or not dataset.test:
-                raise ValueError(f"{dataset.name}: {message}")
-            dataset.notes.append(message)
+            dataset.notes.append(f"{len(lacking)} of {len(names)} classes have no {part} picture: "
+                                 f"{', '.join(lacking[:3])}")
+        if lacking and (part == "train" or not have):
+            raise ValueError(f"{dataset.name}: {dataset.notes[-1]}")
     return dataset
 
 
@@ -619,101 +612,74 @@ def load_row(name, root, seed, fetch):
     """CoOp's split file where it is, else what the row's reader finds, divided where it is not."""
     row, notes, class_ids = ROWS[name], [], None
     folders = [root / folder for folder, _ in row.places]
-    official = first_file(row.split, [*folders, root])
-    if name not in READERS and not official:         # before anything large is fetched in vain
+    split_files = [folder / row.split for folder in (*folders, root) if row.split]
+    found = [path for path in split_files if path.is_file()]
+    if not found and not row.reader:                # before anything large is fetched in vain
         problem = f"{row.split} not found; no split can be made without it"
-        raise FileNotFoundError(how_to_get(name, root, problem))
+        raise FileNotFoundError(how_to_get(row, root, problem))
     if fetch and row.fetch and not picture_folder(row, root).is_dir():
-        download(name, root)
+        download(row, root)
     pictures = picture_folder(row, root)
-    if official:
-        classnames, parts, other = read_split(official)
-        if other:
-            notes.append(f"{official.name}: keys {', '.join(other)} ignored")
-        split, is_official = name_split(row, parts["train"])
+    if found:
+        classnames, parts = read_split(found[0])
+        split, is_official = f"CoOp's {row.split}", True
+        begins = {picture for picture, _ in parts["train"][:1]}
+        if row.first and begins != {row.first}:     # CoOp saves private splits under this name too
+            split += f" (does not begin with {row.first} as the published file: a private split?)"
+            is_official = False
     elif not pictures.is_dir():
-        raise FileNotFoundError(how_to_get(name, root, f"{pictures} not found"))
+        raise FileNotFoundError(how_to_get(row, root, f"{pictures} not found"))
     else:
-        ids, found = read_row(name, root, folders, pictures, notes)
-        rename = RENAMED.get(name, str)
-        parts, classnames = divide(found, seed), [rename(key) for key in ids]
-        split, is_official = "the lists and folders as published", True
-        if parts is not found:
-            split, is_official = f"made here by CoOp's rule, seed {seed} (not CoOp's)", False
-        if name.startswith("imagenet"):         # its folders are WordNet ids
-            names_file = first_file("classnames.txt", folders)
-            class_ids, classnames = imagenet_names(ids, names_file, notes)
-    if row.split and not official:
-        notes.append(f"no {row.split} in {folders[0]}: results are not comparable with the "
-                     f"papers'; it is at https://drive.google.com/file/d/{row.drive}")
+        ids, parts = READERS[row.reader](pictures, notes, row.skip)
+        split, is_official = "the lists and folders as published", "all" not in parts
+        if not is_official:
+            split = f"made here by CoOp's rule, seed {seed} (not CoOp's)"
+        parts = divide(with_labels(parts, ids, pictures), seed)
+        classnames = [row.names.get(key, key) for key in ids]
+        if name.startswith("imagenet"):
+            class_ids, classnames = imagenet_names(ids)
+        if row.split:
+            notes.append(f"no {row.split} in {folders[0]}: results are not comparable with the "
+                         f"papers'; it is at https://drive.google.com/file/d/{row.drive}")
     if len(classnames) != row.classes:
         notes.append(f"{row.classes} classes in the papers, {len(classnames)} here")
     return Dataset(name, classnames, row.template, **parts, split=split, pictures=pictures,
                    official_split=is_official, class_ids=class_ids,
-                   base_novel=READERS.get(name) is not read_variant, notes=notes)
-
-
-def read_row(name, root, folders, pictures, notes):
-    """-> (ids, parts with labels) by the row's reader, whose lists lie beside the pictures."""
-    def need(file):
-        found = first_file(file, [*folders, pictures])
-        if not found:
-            raise FileNotFoundError(how_to_get(name, root, f"{file} not found"))
-        return found
-
-    ids, parts = READERS[name](pictures, need, notes, ROWS[name].skip)
-    return ids, with_labels(parts, ids, pictures)
-
-
-def name_split(row, train):
-    """-> (a split file in words, whether it is the one of the papers). CoOp also saves private
-    splits under the published name: their beginning tells, where the row knows it."""
-    words, first = f"CoOp's {row.split}", train[0][0]
-    if row.first in ("", first):
-        return words, True
-    return (f"{words} (begins with {first}, the published file with {row.first}: a private "
-            "split?)"), False
+                   base_novel=row.reader != "variant", notes=notes)
 
 
 def with_labels(parts, ids, where):
     """[(picture, class id)] -> [(picture, label)]; ValueError for an id that `ids` has not."""
     label_of = {key: label for label, key in enumerate(ids)}
-    source = "the class list" if "trainval" in parts else "train"
     for part, items in parts.items():
         lacking = {key: name for name, key in items[::-1] if key not in label_of}
         if lacking:
             raise ValueError(f"{where}: {part} has {[*lacking.values()][-1]} of class "
                              f"{', '.join(map(repr, sorted(lacking)))}, none of the {len(ids)} "
-                             f"classes of {source}")
+                             "classes of train")
     return {part: [(name, label_of[key]) for name, key in items] for part, items in parts.items()}
 
 
 def divide(parts, seed, train=0.5, val=0.2):
-    """Train, val and test of pictures that come undivided, over the order given, class by class.
+    """Train, val and test of "all", pictures that come undivided, class by class as they stand.
 
-    From CoOp: "all" is shuffled, 50 % train, 20 % val, the rest test; of "trainval" the first 20 %
-    are val. Rounded by Python's round: halves go to the even number. At least one picture of each
-    class is kept to test on.
+    From CoOp: shuffled, 50 % train, 20 % val, the rest test, by Python's round: halves go to the
+    even number. At least one picture of each class is kept to test on.
     """
-    undivided = next((part for part in ("all", "trainval") if part in parts), None)
-    if undivided is None:
+    if "all" not in parts:
         return parts
-    rng, divided = random.Random(seed), {"train": [], "val": [], "test": [*parts.get("test", [])]}
-    groups = by_label(labels_of(parts[undivided])).values()
-    alone = [parts[undivided][group[0]][0] for group in groups if len(group) == 1]
-    if alone and undivided == "all":
+    rng, divided = random.Random(seed), {"train": [], "val": [], "test": []}
+    groups = [[parts["all"][i] for i in positions]
+              for positions in by_label(labels_of(parts["all"])).values()]
+    alone = [items[0][0] for items in groups if len(items) == 1]
+    if alone:
         raise ValueError(f"{len(alone)} classes have one picture only, {', '.join(alone)}; add "
                          "another to each, to train and test on, or take the folders out")
-    for positions in groups:
-        items = [parts[undivided][position] for position in positions]
+    for items in groups:
         rng.shuffle(items)
-        n, n_val = len(items), round(val * len(items))
-        if undivided == "trainval":
-            divided["val"] += items[:n_val]
-            divided["train"] += items[n_val:]
-            continue
+        n = len(items)
         n_train = round(train * n)
-        n_val = min(n_val, n - n_train - 1)     # Open point: CoOp's rule leaves 3 no test picture
+        n_val = min(round(val * n), n - n_train - 1)    # Open point: CoOp's rule leaves 3 no test
         divided["train"] += items[:n_train]
         divided["val"] += items[n_train:n_train + n_val]
         divided["test"] += items[n_train + n_val:]
@@ -721,9 +687,9 @@ def divide(parts, seed, train=0.5, val=0.2):
 
 
 # Readers: what lies on disk, each class by its id (a folder name, a line of a list) ---------------
-# A reader gets the picture folder, `need` (finds a list by name), the notes, and what to skip. It
-# returns (ids in label order, parts); parts holds lists of (picture name, id) under "all" or
-# "trainval" where `divide` has work to do, else under train, val and test.
+# A reader gets the picture folder, the notes, and what to skip. It returns (ids in label order,
+# parts); parts holds lists of (picture name, id) under "all" where `divide` has work to do, else
+# under train, val and test.
 
 def class_folders(folder, prefix, skip, notes):
     """A sub-folder, and all below, for each class -> {folder name: sorted picture names}, in order.
@@ -742,12 +708,13 @@ def class_folders(folder, prefix, skip, notes):
         if (entry.name in OURS) + bool(runs) + (not names) > 1:     # 2 of 3 signs: not a class
             ours.append(entry.name)
             continue
+        for odd in filter(NOT_UTF8.search, [entry.name, *names]):
+            raise ValueError(f"{str(folder)!r}: the name {odd!r} is not in UTF-8; rename it")
+        if not names:
+            empty.append(entry.path)
         ours += runs
         stray += [name for name in files if not name.lower().endswith(ENDINGS)]
         deep += [name for name in names if name.count("/") > 1]
-        empty += [] if names else [entry.path]
-        for odd in filter(NOT_UTF8.search, [entry.name, *names]):
-            raise ValueError(f"{str(folder)!r}: the name {odd!r} is not in UTF-8; rename it")
         classes.setdefault(one_spelling(entry.name), []).extend(prefix + name for name in names)
     if empty:
         raise ValueError(f"{', '.join(empty)}: class folder without a picture ({' '.join(ENDINGS)})"
@@ -770,10 +737,11 @@ def files_of_class(entry):
     os.scandir(entry.path).close()              # PermissionError, where os.walk would say nothing
     for place, folders, names in os.walk(entry.path):
         below = entry.name + place[len(entry.path):].replace(os.sep, "/")
-        run = {"run.json", "result.json"} & {*names}
-        runs += [below] if run else []
-        folders[:] = [name for name in folders if not (run or name.startswith("."))]
-        files += [f"{below}/{name}" for name in names if not (run or name.startswith("."))]
+        if {"run.json", "result.json"} & {*names}:
+            runs.append(below)
+            names, folders[:] = [], []
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [f"{below}/{name}" for name in names if not name.startswith(".")]
     return sorted(files), runs
 
 
@@ -785,9 +753,9 @@ def items_of(classes):
     return [(name, key) for key, names in classes.items() for name in names]
 
 
-def read_folders(pictures, need, notes, skip=()):
-    """Class folders undivided (Caltech101, Food101, DTD, EuroSAT), or the same under train/ and
-    test/ and, if there, val/ (names of PART), which serves for testing where test/ is absent."""
+def read_folders(pictures, notes, skip=()):
+    """Class folders undivided, or the same under train/ and test/ and, if there, val/ (names of
+    PART), which serves for testing where test/ is absent, as in ImageNet."""
     folders = sorted(entry.name for entry in os.scandir(pictures) if entry.is_dir())
     have = {name: PART.fullmatch(name)[1].lower() for name in folders if PART.fullmatch(name)}
     others = [name for name in folders if name not in have and not name.startswith(".")]
@@ -798,7 +766,8 @@ def read_folders(pictures, need, notes, skip=()):
     if "train" not in have.values() or not 1 < len({*have.values()}) == len(have):
         raise ValueError(f"{pictures}: {'/, '.join(have)}/ without test/ (or val/), without train/ "
                          "or with one twice; expected both, or the class folders alone")
-    notes += [f"{', '.join(others)} beside {', '.join(have)} not read"] if others else []
+    if others:
+        notes.append(f"{', '.join(others)} beside {', '.join(have)} not read")
     parts = {"val": []} | {kind: items_of(class_folders(pictures / name, f"{name}/", skip, notes))
                            for name, kind in have.items()}
     if "test" not in parts:
@@ -807,83 +776,35 @@ def read_folders(pictures, need, notes, skip=()):
     return list(dict.fromkeys(key for _, key in parts["train"])), parts
 
 
-def read_imagenet(pictures, need, notes, skip=()):
-    """Class folders under train/ and val/; the published val is the test list."""
-    for part in ("train", "val"):
-        if not (pictures / part).is_dir():
-            raise FileNotFoundError(f"{pictures / part}: folder not found; expected train/<wnid>/ "
-                                    "and val/<wnid>/")
-    train, val = (class_folders(pictures / part, part + "/", (), notes)
-                  for part in ("train", "val"))
-    return list(train), {"train": items_of(train), "val": items_of(val), "test": items_of(val)}
-
-
-def read_variant(pictures, need, notes, skip=()):
-    """Class folders, one list as both train and test; ImageNetV2's folders are label numbers."""
+def read_variant(pictures, notes, skip=()):
+    """Class folders, one list as both train and test: ImageNet's variants. ImageNetV2's folders are
+    label numbers, so a shorter name comes first."""
     classes = class_folders(pictures, "", skip, notes)
-    numbered = all(key.isdecimal() for key in classes)
-    ids = sorted(classes, key=int) if numbered else list(classes)
-    return ids, {"train": items_of(classes), "val": [], "test": items_of(classes)}
+    items = items_of(classes)
+    ids = sorted(classes, key=lambda key: (len(key), key))
+    return ids, {"train": items, "val": [], "test": items}
 
 
-def read_pets(pictures, need, notes, skip=()):
-    """annotations/trainval.txt and test.txt: `Abyssinian_100 1 1 1`, name and label from 1."""
-    parts, numbers = {}, {}
-    for part in ("trainval", "test"):
-        path = need(f"annotations/{part}.txt")
-        parts[part] = []
-        for columns in (line.split() for line in read_lines(path) if not line.startswith("#")):
-            if len(columns) < 2 or not columns[1].isdecimal():
-                raise ValueError(f"{path}: expected `name label species breed` in each line, "
-                                 f"got {' '.join(columns)!r}")
-            breed = columns[0].rpartition("_")[0]
-            numbers[breed] = int(columns[1])
-            parts[part].append((columns[0] + ".jpg", breed))
-    return sorted(numbers, key=numbers.get), parts
-
-
-def read_sun(pictures, need, notes, skip=()):
-    """ClassName.txt and partition 01: `/a/abbey/sun_xxx.jpg`, the class is the folder."""
-    ids, trainval, test = ([line.lstrip("/") for line in read_lines(need(f"{file}.txt"))]
-                           for file in ("ClassName", "Training_01", "Testing_01"))
-    return ids, {part: [(line, line.rpartition("/")[0]) for line in lines]
-                 for part, lines in (("trainval", trainval), ("test", test))}
-
-
-def read_ucf(pictures, need, notes, skip=()):
-    """classInd.txt (`1 YoYo`) and split 01 (`YoYo/v_xxx.avi 1`); one frame of each clip is used."""
-    parts = {}
-    for part, name in (("trainval", "trainlist01.txt"), ("test", "testlist01.txt")):
-        lines = read_lines(need(f"ucfTrainTestlist/{name}"))
-        clips = [line.split()[0].partition("/") for line in lines]
-        parts[part] = [(f"{camel_to_words(action)}/{clip.removesuffix('.avi')}.jpg", action)
-                       for action, _, clip in clips]
-    return [line.split()[-1] for line in read_lines(need("ucfTrainTestlist/classInd.txt"))], parts
-
-
-def read_aircraft(pictures, need, notes, skip=()):
-    """variants.txt and the official lists: `0034309 707-320`; nothing is left to divide."""
+def read_aircraft(pictures, notes, skip=()):
+    """variants.txt and the official lists, beside the pictures: `0034309 707-320`."""
     parts = {}
     for part in ("train", "val", "test"):
-        pairs = [line.partition(" ") for line in read_lines(need(f"images_variant_{part}.txt"))]
+        lines = read_lines(pictures.parent / f"images_variant_{part}.txt")
+        pairs = [line.partition(" ") for line in lines]
         parts[part] = [(number + ".jpg", variant) for number, _, variant in pairs]
-    return read_lines(need("variants.txt")), parts
+    return read_lines(pictures.parent / "variants.txt"), parts
 
 
-def unreadable(name):
-    """True for a class name with bytes that no UTF-8 has, or with no character that is seen."""
-    unseen = ("Cc", "Cf", "Zs", "Zl", "Zp")         # control, format, spaces
-    return bool(NOT_UTF8.search(name)) or all(unicodedata.category(c) in unseen for c in name)
+READERS = {"folders": read_folders, "variant": read_variant, "aircraft": read_aircraft}
 
 
-# The paper's datasets: facts from CoOp in assets/datasets.csv; here how each is read and named ----
+# The paper's datasets: facts from CoOp in assets/datasets.csv, and how they are fetched -----------
 
 @dataclass(frozen=True)
 class Row:
     name: str
     classes: int                    # K in the papers
-    places: list                    # [folder, pictures in it]: CoOp's first, others as they unpack
-    torchvision: str                # the folder that torchvision makes
+    places: list                    # [folder, pictures in it]: CoOp's first, torchvision's last
     template: str
     split: str                      # CoOp's split file, in the folder of `places`, and its Google
     drive: str                      # Drive id; its first training picture tells it from a private
@@ -891,6 +812,8 @@ class Row:
     skip: list                      # what lies among the class folders and is none
     fetch: str                      # the torchvision class that downloads it
     source: str                     # what to get where nothing can fetch it
+    reader: str = ""                # of READERS; "" where nothing but CoOp's split file divides it
+    names: dict = field(default_factory=dict)       # {folder: class name}, where they differ
 
 
 def read_table():
@@ -898,82 +821,40 @@ def read_table():
     rows = {}
     for cells in read_csv(clip_model.ASSETS / "datasets.csv"):
         cells |= {"classes": int(cells["classes"]), "skip": cells["skip"].split("; "),
-                  "places": [place.split(":") for place in cells["places"].split("; ")]}
+                  "places": [place.split(":") for place in cells["places"].split("; ")],
+                  "names": dict(re.findall("([^=; ]+)=([^;]+)", cells["names"]))}
         rows[cells["name"]] = Row(**cells)
     return rows
-
-
-def camel_to_words(action):
-    return "_".join(re.findall("[A-Z][^A-Z]*", action))     # ApplyEyeMakeup -> Apply_Eye_Makeup
-
-
-def sun_name(place):
-    return " ".join(reversed(place.split("/")[1:]))         # a/apse/indoor -> indoor apse
 
 
 ROWS = read_table()
 ALL = list(ROWS)[:11]               # Table 1; the other four are the targets of Table 4
 NAMES = [*world.DATASETS, *ROWS]
-READERS = {                         # the lists of the others are .mat files: CoOp's split is needed
-    "imagenet": read_imagenet, "oxford_pets": read_pets, "fgvc_aircraft": read_aircraft,
-    "sun397": read_sun, "ucf101": read_ucf,
-    **dict.fromkeys(("caltech101", "food101", "dtd", "eurosat"), read_folders),
-    **dict.fromkeys(("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"), read_variant)}
-CALTECH = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard",
-           "Motorbikes": "motorbike"}
-EUROSAT = {
-    "AnnualCrop": "Annual Crop Land", "Forest": "Forest",
-    "HerbaceousVegetation": "Herbaceous Vegetation Land", "Highway": "Highway or Road",
-    "Industrial": "Industrial Buildings", "Pasture": "Pasture Land",
-    "PermanentCrop": "Permanent Crop Land", "Residential": "Residential Buildings",
-    "River": "River", "SeaLake": "Sea or Lake"}
-RENAMED = {                         # class id -> class name, where they differ
-    "caltech101": lambda key: CALTECH.get(key, key), "eurosat": lambda key: EUROSAT.get(key, key),
-    "oxford_pets": str.lower, "sun397": sun_name, "ucf101": camel_to_words}
-
-
-def first_file(name, folders):
-    return next((folder / name for folder in folders if name and (folder / name).is_file()), None)
-
-
 def picture_folder(row, root):
-    """The first layout that is there; where none is, CoOp's.
-
-    ImageNet's torchvision layout is its parent folder, which must show its train/ to be taken.
-    """
-    for folder, pictures in row.places:
-        place = root / folder / pictures
-        other = pictures or not row.name.startswith("imagenet")
-        if place.is_dir() and (other or (place / "train").is_dir()):
-            return place
-    return root.joinpath(*row.places[0])
+    """The first layout that is there; where none is, CoOp's. A dataset's own folder is taken for
+    the pictures' where it shows its train/, as torchvision's ImageNet."""
+    there = (root / folder / pictures for folder, pictures in row.places
+             if (root / folder / (pictures or "train")).is_dir())
+    return next(there, root.joinpath(*row.places[0]))
 
 
-MIRROR = "https://huggingface.co/zhengli97/prompt_learning_dataset"
-
-
-def how_to_get(name, root, problem):
+def how_to_get(row, root, problem):
     """What is missing, and the ways to it: to the pictures, and to CoOp's split file."""
-    row, ways = ROWS[name], []
+    ways, mirror = row.source, "https://huggingface.co/zhengli97/prompt_learning_dataset"
     if row.fetch and "fetch" not in problem:
-        ways.append(f"python data.py {name} --fetch")
-    ways.append(row.source)
-    if name != "imagenet":          # the pictures' own terms hold there too
-        ways.append(f"its zip at {MIRROR}")
-    words = [f"{name}: {problem}. Pictures into {root.joinpath(*row.places[0])}: "
-             + ", or ".join(ways)]
+        ways = f"python data.py {row.name} --fetch, or {ways}"
+    if row.name != "imagenet":
+        ways += f", or its zip at {mirror}"
     if row.split:
-        words.append(f"{row.split} into {root / row.places[0][0]}: from that zip, or "
-                     f"https://drive.google.com/file/d/{row.drive}")
-    return ". ".join(words)
+        ways += (f". {row.split} into {root / row.places[0][0]}: from that zip, or "
+                 f"https://drive.google.com/file/d/{row.drive}")
+    return f"{row.name}: {problem}. Pictures into {root.joinpath(*row.places[0])}: {ways}"
 
 
-def download(name, root):
+def download(row, root):
     """Let torchvision fetch a dataset, then move it to CoOp's layout: nothing unfinished ever
-    stands in its place. FileNotFoundError where that fails; no new empty folder is left."""
-    row = ROWS[name]
-    target, made = root / row.places[0][0], row.torchvision
-    new = [folder for folder in (root, *root.parents) if not folder.exists()]
+    stands in its place. FileNotFoundError where that fails."""
+    target = root / row.places[0][0]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".fetching-") as scratch:
@@ -981,55 +862,35 @@ def download(name, root):
                 # Flowers102 wants scipy at the end, for lists that CoOp's split replaces
                 getattr(torchvision.datasets, row.fetch)(scratch, download=True)
             target.mkdir(parents=True, exist_ok=True)
-            for entry in (Path(scratch) / made).iterdir():
+            for entry in Path(scratch, row.places[-1][0]).iterdir():
                 archive = entry.suffix in (".zip", ".gz", ".tgz")
                 if not archive and not (target / entry.name).exists():
                     os.replace(entry, target / entry.name)
     except Exception as problem:                    # URLError, a wrong sum, a full disk, ...
         problem = f"torchvision could not fetch it ({problem})"
-        raise FileNotFoundError(how_to_get(name, root, problem)) from None
-    finally:
-        for folder in new:
-            with contextlib.suppress(OSError):      # not empty: it holds the data
-                folder.rmdir()
+        raise FileNotFoundError(how_to_get(row, root, problem)) from None
 
 
-def imagenet_names(ids, path, notes):
+def imagenet_names(ids):
     """-> (WordNet ids, names) of folders named by WordNet id or, in ImageNetV2, by line number.
 
-    path is CoOp's classnames.txt, `n01440764 tench`; without it the asset serves, the names that
-    CLIP's authors chose.
+    The names are those that CLIP's authors chose, which CoOp's classnames.txt has too.
     """
-    asset = Path(__file__).parent / "assets" / "imagenet.tsv"
-    ours, names = dict(line.split(maxsplit=1) for line in read_lines(asset)), {}
-    for line in read_lines(path) if path else []:
-        wnid, name, *_ = *line.split(maxsplit=1), ""
-        if not name or wnid in names:
-            raise ValueError(f"{path}: expected a new WordNet id and a name in each line, "
-                             f"got {line!r}")
-        names[wnid] = name
-    other = [wnid for wnid in names if names[wnid] != ours.get(wnid)]
-    if other:
-        notes.append(f"{path} departs from CLIP's names in {len(other)} lines, first {other[0]} "
-                     f"{names[other[0]]!r}")
-    names = names or ours
-    if all(key.isdecimal() for key in ids):
-        if int(ids[-1]) >= len(names):
-            raise ValueError(f"class folder {ids[-1]}: there are only {len(names)} class names, "
-                             "numbered from 0")
-        ids = [list(names)[int(key)] for key in ids]
-    unknown = next((wnid for wnid in ids if wnid not in names), None)
+    lines = read_lines(clip_model.ASSETS / "imagenet.tsv")
+    names = dict(line.split("\t") for line in lines)
+    wnids = dict(zip(map(str, range(len(names))), names, strict=True))
+    ids = [wnids.get(key, key) for key in ids]
+    unknown = [key for key in ids if key not in names]
     if unknown:
-        raise ValueError(f"class folder {unknown}: {path or 'assets/imagenet.tsv'} has no name "
-                         "for it")
+        raise ValueError(f"class folder {unknown[0]}: expected a WordNet id of ImageNet's classes, "
+                         f"or in ImageNetV2 a number below {len(names)}")
     return ids, [names[wnid] for wnid in ids]
 
 
 # Split files in CoOp's form: lists train, val and test of [picture, label, class name] ------------
 
 def read_split(path):
-    """A split file -> (class names in label order, {"train": items, "val": ..., "test": ...}, its
-    other keys, which are ignored).
+    """A split file -> class names in label order, {"train": items, "val": ..., "test": ...}.
 
     ValueError for anything wrong, with list and position of what is at fault.
     """
@@ -1042,28 +903,19 @@ def read_split(path):
         raise ValueError(f"{path}: expected an object with the lists train, val and test")
     for part, items in parts.items():
         for i, entry in enumerate(content[part]):
-            if not fits(entry, names, seen):
+            kinds = isinstance(entry, list) and [type(value) for value in entry]
+            if (kinds != [str, int, str] or escapes(entry[0]) or entry[0] in seen or entry[1] < 0
+                    or names.get(entry[1], entry[2]) != entry[2]):
                 raise ValueError(f"{path.name}: {part}[{i}] {str(entry)[:120]}: expected [picture, "
                                  "label, class name]: a relative path with '/' inside the picture "
                                  "folder that stands nowhere else, a label from 0, its one name")
-            seen.add(entry[0])
-            names[entry[1]] = entry[2]
-            items.append((entry[0], entry[1]))
-    trained = set(labels_of(parts["train"]))
-    lacking = [label for label in range(max(names, default=0) + 1) if label not in trained]
-    if lacking:
-        raise ValueError(f"{path}: no entry of train has label {lacking[0]}; labels run from 0 "
-                         "without a gap, each with a training picture")
-    return [names[k] for k in sorted(names)], parts, sorted(content.keys() - parts.keys())
-
-
-def fits(entry, names, seen):
-    """Whether it is a [picture, label, class name] beside the names and pictures before it."""
-    if not isinstance(entry, list) or [type(value) for value in entry] != [str, int, str]:
-        return False
-    picture, label, name = entry
-    return not (escapes(picture) or picture in seen or label < 0 or unreadable(name)
-                or names.get(label, name) != name)
+            picture, label, names[label] = entry
+            seen.add(picture)
+            items.append((picture, label))
+    if not names or max(names) >= len(names):
+        raise ValueError(f"{path}: expected labels from 0 without a gap, got {len(names)} "
+                         f"up to {max(names, default='none')}")
+    return [names[k] for k in sorted(names)], parts
 
 
 def split_text(dataset):
@@ -1084,13 +936,15 @@ def load_folder(folder, seed, names_file):
     place, notes = folder.resolve(), []
     if NOT_UTF8.search(str(place)):
         raise ValueError(f"the folder name {str(place)!r} is not in UTF-8; rename it")
-    ids, found = read_folders(folder, None, notes)
+    ids, found = read_folders(folder, notes)
     parts = divide(with_labels(found, ids, folder), seed, train=0.6, val=0.0)
     split = f"made here: 60/40 % of each class's sorted pictures, shuffled with seed {seed}"
     if "all" not in found:
         have = sorted({name.split("/")[0] + "/" for items in parts.values() for name, _ in items})
         split = f"the folder's own {' and '.join(have)}"
-    classnames = names_from_file(Path(names_file), ids, notes) if names_file else ids
+    classnames = ids
+    if names_file:
+        classnames = names_from_file(Path(names_file), ids)
     return own_dataset(place.name, classnames, parts, split, folder, notes)
 
 
@@ -1099,35 +953,28 @@ def own_dataset(name, classnames, parts, split, folder, notes):
     dataset = Dataset(name, classnames, "a photo of a {}.", **parts, split=split, pictures=folder,
                       official_split=False, base_novel=False, own=True, notes=notes)
     tested, torn = twins(dataset)
-    for pairs, words, then in (
-            (tested, "test photos are training photos too",
-             "remove one of each, or the accuracy promises too much"),
-            (torn, "photos stand in two classes", "one of the two classes is wrong")):
-        if pairs:
-            notes.append(f"{len(pairs)} {words}, byte for byte, first {' = '.join(pairs[0])}: "
-                         f"{then}")
+    if tested:
+        notes.append(f"{len(tested)} test photos are training photos too, byte for byte, first "
+                     f"{' = '.join(tested[0])}: remove one of each, or the accuracy promises too "
+                     "much")
+    if torn:
+        notes.append(f"{len(torn)} photos stand in two classes, byte for byte, first "
+                     f"{' = '.join(torn[0])}: one of the two classes is wrong")
     return dataset
 
 
-def names_from_file(path, ids, notes):
-    """Lines `folder<TAB>name`, or with a space, colon, semicolon or comma; or names alone, in the
-    folders' order, where no other can be meant: 1, 10, 2 may be 1, 2, 10 too."""
+def names_from_file(path, ids):
+    """Lines `folder<TAB>name`, or with a space, colon, semicolon or comma -> names in the order of
+    `ids`. Names alone are refused: which folder is the third of 1, 10, 2?"""
     lines = [one_spelling(line) for line in read_lines(path)]
-    for mark, around in ((" ", " "), (";", ' "'), (",", ' "'), (":", " "), ("\t", " ")):
+    for mark, around in ((" ", " "), (":", " "), (";", ' "'), (",", ' "'), ("\t", " ")):
         pairs = [line.partition(mark) for line in lines]
         names = {key.strip(around): name.strip(around) for key, _, name in pairs}
         if len(lines) == len(ids) and sorted(names) == sorted(ids):
-            return [names[key] for key in ids] if any(names.values()) else ids
-    beside = ", ".join(map(" = ".join, zip(ids, lines)))  # noqa: B905
-    first = {re.split("[ ;,:=\t]", line)[0] for line in lines}
-    plain = not first & {*ids} and "\t" not in beside and ids == sorted(ids, key=lambda key: re.sub(
-        r"\d+", lambda digits: digits[0].zfill(9), unicodedata.normalize("NFD", key).casefold()))
-    if plain and len(lines) == len(ids):
-        notes.append(f"class names in the folders' order: {beside[:200]}")
-        return lines
+            return [names[key] for key in ids]
     odd = min({*names} ^ {*ids}, default="a folder twice")
     raise ValueError(f"{path}: expected a line `folder<TAB>name` for each of {len(ids)} class "
-                     f"folders, got {len(lines)} lines; does not fit: {odd}; in order {beside}?")
+                     f"folders, got {len(lines)} lines; does not fit: {odd}")
 
 
 def load_kept(split_file, folder):
@@ -1136,19 +983,20 @@ def load_kept(split_file, folder):
     FileNotFoundError where the folder is gone, ValueError for a split that is none or leads out.
     """
     refuse_workers()
-    classnames, parts, _ = read_split(split_file)
-    folder = Path(folder).expanduser()
+    classnames, parts = read_split(split_file)
+    folder, notes = Path(folder).expanduser(), []
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, from where {split_file.parent} had its "
                                 "photos; if it has moved, add --data-root FOLDER")
     kept = {name for items in parts.values() for name, _ in items}
-    found = sorted(path.relative_to(folder) for path in folder.rglob("*.*") if path.is_file())
-    new = [path for path in found if path.as_posix() not in kept
-           and path.suffix.lower() in ENDINGS and not re.search(r"(^|/)\.", path.as_posix())]
-    notes = [f"{len(new)} photos in {folder} are not in the run's {split_file.name} and are "
-             f"ignored, first {first}; train anew to use them" for first in new[:1]]
-    return own_dataset(folder.name, classnames, parts, f"as kept in the run's {split_file.name}",
-                       folder, notes)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    new = sorted(name for name in found - kept
+                 if name.lower().endswith(ENDINGS) and "/." not in f"/{name}")
+    if new:
+        notes.append(f"{len(new)} photos in {folder} are not in the run's {split_file.name} and "
+                     f"are ignored, first {new[0]}; train anew to use them")
+    return checked(own_dataset(folder.name, classnames, parts,
+                               f"as kept in the run's {split_file.name}", folder, notes))
 
 
 def twins(dataset):
@@ -1159,10 +1007,13 @@ def twins(dataset):
     size = {name: path.stat().st_size for name, path in paths.items() if path.is_file()}
     alike, first, tested, torn = Counter(size.values()), {}, [], []
     for part, name, label in parts:
-        if alike[size.get(name)] > 1:                   # only equal sizes need be read
-            where, other, its = first.setdefault(dataset.sha256(name), (part, name, label))
-            tested += [(name, other)] if where != part else []
-            torn += [(other, name)] if its != label else []
+        if alike[size.get(name)] < 2:                   # only equal sizes need be read
+            continue
+        where, other, its = first.setdefault(dataset.sha256(name), (part, name, label))
+        if where != part:
+            tested.append((name, other))
+        if its != label:
+            torn.append((other, name))
     return tested, torn
 
 
@@ -1190,7 +1041,7 @@ def number(low, high=math.inf, kind=float):
             raise argparse.ArgumentTypeError(f"must be from {low:.10g} to {high:.10g}, got "
                                              f"{word[:40]}")
         return value
-    convert.__name__ = "whole number" if kind is int else "number"
+    convert.__name__ = {int: "whole number", float: "number"}[kind]
     return convert
 
 
@@ -1206,7 +1057,9 @@ def one_line(error):
     """What an exception says, in one line of bearable length."""
     text = re.split(r"\n\w+Error: ", str(error))[-1]     # a loader's worker: its traceback first
     line = " ".join(text.split()) or type(error).__name__
-    return line if len(line) < 1000 else f"{line[:600]} ... {line[-300:]}"
+    if len(line) < 1000:
+        return line
+    return f"{line[:600]} ... {line[-300:]}"
 
 
 def run_script(job, interrupted="interrupted; nothing unfinished was kept"):
@@ -1244,21 +1097,23 @@ def run_script(job, interrupted="interrupted; nothing unfinished was kept"):
 
 def facts_of(dataset, shots, seed, tau, base_novel):
     """What a run would see, as a dictionary."""
-    K = len(dataset.classnames)
-    base = halves(K)[0] if base_novel else list(range(K))
-    labels = labels_of(dataset.train)
-    positions = range(len(labels)) if shots is None else few_shot(labels, shots, seed)
-    items = training_items(dataset, base, shots, tau, seed)
-    drawn = Counter(labels_of(items))
-    everything = dataset.train + dataset.val + dataset.test
+    labels, trained = labels_of(dataset.train), list(range(len(dataset.classnames)))
+    if base_novel:
+        trained, _ = halves(len(trained))
+    positions = range(len(labels))
+    if shots:
+        positions = few_shot(labels, shots, seed)
+    items = training_items(dataset, trained, shots, tau, seed)
+    drawn, listed = Counter(labels_of(items)), dataset.train + dataset.val + dataset.test
     return {
-        "name": dataset.name, "num_classes": K, "classnames": dataset.classnames,
-        "num_base": len(base), "template": dataset.template, "split": dataset.split,
+        "name": dataset.name, "num_classes": len(dataset.classnames),
+        "classnames": dataset.classnames, "num_base": len(trained),
+        "template": dataset.template, "split": dataset.split,
         "official_split": dataset.official_split,
         "pictures": "embedded" if dataset.embedded else str(dataset.pictures),
-        "train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test),
-        "missing": len(missing(dataset, everything)), "shots": shots, "seed": seed, "tau": tau,
-        "class_counts": [drawn[k] for k in range(len(base))],
+        "train": len(labels), "val": len(dataset.val), "test": len(dataset.test),
+        "missing": len(missing(dataset, listed)), "shots": shots, "seed": seed, "tau": tau,
+        "class_counts": [drawn[k] for k in range(len(trained))],
         "draw_sha256": hashlib.sha256(",".join(map(str, positions)).encode()).hexdigest(),
         "first": [name for name, _ in items[:3]], "class_ids": dataset.class_ids,
         "notes": dataset.notes}
@@ -1266,30 +1121,20 @@ def facts_of(dataset, shots, seed, tau, base_novel):
 
 def show(facts, dataset):
     """The same for reading."""
-    num_base, counts = facts["num_base"], facts["class_counts"]
-    print(f"{facts['name']}: {facts['num_classes']} classes, the first {num_base} are trained on; "
-          f"zero-shot prompt \"{facts['template']}\"")
+    n, K = facts["class_counts"], facts["num_classes"]
+    print(f"{facts['name']}: {K} classes, the first {len(n)} are trained on; zero-shot prompt "
+          f"\"{facts['template']}\"")
     dataset.show_notes()
     for key in ("pictures", "split", "train", "val", "test", "missing", "draw_sha256"):
         print(f"{key:12}{facts[key]}")
-    shots = "all there are" if facts["shots"] is None else f"{facts['shots']} shots"
-    print(f"drawn       {sum(counts)} training images: {shots}, seed {facts['seed']}, "
-          f"{tau_words(facts['tau'])}, n_k from {max(counts)} to {min(counts)}\n"
-          f"            first {', '.join(facts['first'])}\n")
+    print(f"drawn       {sum(n)} training images: {facts['shots'] or 'all'} shots, seed "
+          f"{facts['seed']}, {tau_words(facts['tau'])}, n_k from {max(n)} to {min(n)}\n"
+          f"            first {', '.join(facts['first'])}\n\n"
+          "label  drawn  train   test  class")
     train, test = (Counter(labels_of(items)) for items in (dataset.train, dataset.test))
-    print("label  drawn  train   test  class")
+    drawn = n + ["novel"] * (K - len(n))
     for label, name in enumerate(facts["classnames"]):
-        drawn = counts[label] if label < num_base else "novel"
-        print(f"{label:5}  {drawn:>5}  {train[label]:5}  {test[label]:5}  {name}")
-
-
-def list_datasets():
-    """The names, K in the papers, and how each is obtained."""
-    for name, (*_, what) in world.DATASETS.items():
-        print(f"{name:16} {'':>5}  {what}")
-    for name, row in ROWS.items():
-        how = f"fetched by torchvision.datasets.{row.fetch}" if row.fetch else row.source
-        print(f"{name:16} {row.classes:>5}  {how}")
+        print(f"{label:5}  {drawn[label]:>5}  {train[label]:5}  {test[label]:5}  {name}")
 
 
 def parse(argv=None):
@@ -1313,11 +1158,14 @@ def parse(argv=None):
 
 
 def run(args):
-    if not args.name:
-        list_datasets()
+    if not args.name:                           # the names, K in the papers, where to get each
+        for name, (*_, what) in world.DATASETS.items():
+            print(f"{name:16} {'':>5}  {what}")
+        for name, row in ROWS.items():
+            print(f"{name:16} {row.classes:>5}  {row.source}{', or --fetch' * bool(row.fetch)}")
         return
     found = []
-    for name in ALL if args.name == "all" else [args.name]:
+    for name in {"all": ALL}.get(args.name, [args.name]):
         dataset = load(name, args.data_root, seed=args.seed, classnames=args.classnames,
                        fetch=args.fetch)
         shots, tau = shots_and_tau(name, args.shots, args.tau)

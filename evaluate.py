@@ -47,6 +47,10 @@ TASKS = {                       # --task: the paper's targets where --targets na
     "domain-generalization": ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"],
 }
 OF_TEXTS = ("delta_lcd", "lcd_rms", "lc_shared", "lc_unequal")      # measured on texts alone
+COLLAPSE = {                    # Definitions 2 and 3, L_LC's two parts, Sec. 3.2; 0 is an ETF
+    "delta_lcd": "Delta_LCD", "delta_mid": "Delta_MID", "lc_shared": "L_LC: shared",
+    "lc_unequal": "unequal angles", "feature_collapse": "collapse: feature",
+    "prototype_collapse": "prototype", "classifier_collapse": "classifier"}
 PLACES = ("data_root", "device")        # settings that may differ when a run goes on
 Z = 1.959964                    # of the normal distribution, 95 % lie within -Z and Z
 
@@ -60,19 +64,7 @@ def score(learner, dataset, labels, frozen, show=None):
     frozen  FrozenFeatures of the dataset
     """
     learner.set_classes([dataset.classnames[k] for k in labels])
-    return measure(learner, *tested_features(learner, dataset, labels, frozen, show))
-
-
-def tested_features(learner, dataset, labels, frozen, show=None):
-    """z (N, d), y (N,) of the test images of some classes.
-
-    This decides that image features are shared: in a frozen image tower they are the same for all
-    learners, and zero-shot CLIP's serve CoOp and CoCoOp.
-    """
-    items = data.select(dataset.test, labels)
-    if items and learner.frozen_images:
-        return frozen.of(learner, labels, show)
-    return image_features(learner, dataset, items, show)
+    return measure(learner, *frozen.of(learner, labels, show))
 
 
 @torch.no_grad()
@@ -93,7 +85,7 @@ def image_and_text_features(learner, dataset, labels, frozen, show=None):
     CoCoOp's texts belong to images; g is then their mean over these images.
     """
     learner.set_classes([dataset.classnames[k] for k in labels])
-    z, y = tested_features(learner, dataset, labels, frozen, show)
+    z, y = frozen.of(learner, labels, show)
     if not learner.per_image:
         return z, y, learner.text_features()
     few = max(1, 2000 // len(labels))                                   # B x K texts at a time
@@ -119,11 +111,11 @@ def measure(learner, z, y, batch_size=100):
     """
     K, lam = len(learner.classnames), learner.clip.temperature
     if learner.per_image:
-        batch_size = max(1, min(batch_size, 2000 // K))             # B x K texts at a time
+        batch_size, mean_g = max(1, min(batch_size, 2000 // K)), 0      # B x K texts at a time
     else:
-        g = learner.text_features()
+        g = mean_g = learner.text_features()
         of_texts = text_measures(g)
-    sums, mean_g, probabilities = [], 0, []
+    sums, probabilities = [], []
     for z_b, y_b in zip(z.split(batch_size), y.split(batch_size), strict=True):
         if learner.per_image:
             g = learner.text_features(z_b)
@@ -139,8 +131,7 @@ def measure(learner, z, y, batch_size=100):
     numbers["accuracy"] = 100 * right.double().mean().item()
     numbers["mean_recall"] = mean_recall(y_cpu, right, K)
     numbers["right"] = numpy.packbits(right).tobytes().hex()        # a bit an image, for pairing
-    collapses = losses.collapses(z, mean_g if learner.per_image else g, y)          # Sec. 3.2
-    return numbers | collapses, probabilities
+    return numbers | losses.collapses(z, mean_g, y), probabilities                  # Sec. 3.2
 
 
 def finite(probabilities):
@@ -165,7 +156,7 @@ def mean_recall(y, right, K):
 
 def harmonic_mean(base, novel):
     """H = 2 b n / (b + n); 0 where both are 0."""
-    return 2 * base * novel / (base + novel) if base + novel else 0.0
+    return 2 * base * novel / (base + novel or 1)
 
 
 # How sure that is ------------------------------------------------------------------------------
@@ -207,7 +198,9 @@ def verdict(gain):
     """Whether a gain is larger than the noise of its test images, in words."""
     if gain["low"] > 0:
         return GAIN
-    return LOSS if gain["high"] < 0 else NOISE
+    if gain["high"] < 0:
+        return LOSS
+    return NOISE
 
 
 def student_t(df, inside=0.95):
@@ -234,10 +227,8 @@ def half_width(values):
 # Image features of the frozen tower, shared ----------------------------------------------------
 
 class FrozenFeatures:
-    """z of a dataset's test images in the frozen image tower, made once for all that share it.
-
-    On a CPU nearly all of a run's time goes into its test images, and here their features depend on
-    weights, preprocessing, precision and pictures alone.
+    """z of a dataset's test images, made once for all that share a frozen image tower: on a CPU
+    nearly all of a run's time goes there.
 
     folder  where they are kept from run to run, under a name of all that they depend on. A file
             that is damaged or of other pictures is made anew.
@@ -247,43 +238,38 @@ class FrozenFeatures:
         self.dataset, self.folder, self.z = dataset, folder, None
 
     def of(self, learner, labels, show=None):
-        """z (N, d) and y (N,) of the test images of some classes."""
+        """z (N, d) and y (N,) of the test images of some classes.
+
+        This decides that features are shared: in a frozen image tower they are the same for all
+        learners, and zero-shot CLIP's serve CoOp and CoCoOp.
+        """
+        items, wanted = data.select(self.dataset.test, labels), {*labels}
+        if not items or not learner.frozen_images:
+            return image_features(learner, self.dataset, items, show)
         if self.z is None:
-            self.z = self.kept(learner, show) if self.folder else self.made(learner, show)
-        new = {label: k for k, label in enumerate(labels)}
-        rows = [i for i, (_, label) in enumerate(self.dataset.test) if label in new]
-        y = [new[self.dataset.test[i][1]] for i in rows]
-        return self.z[rows], torch.tensor(y, device=self.z.device)
+            self.z = self.all(learner, show)
+        rows = [i for i, (_, label) in enumerate(self.dataset.test) if label in wanted]
+        return self.z[rows], torch.tensor(data.labels_of(items), device=self.z.device)
 
-    def made(self, learner, show):
-        return image_features(learner, self.dataset, self.dataset.test, show)[0]
-
-    def kept(self, learner, show):
-        path = self.folder / f"{self.dataset.name}-{self.fingerprint(learner.clip)}.pt"
-        lock, z = path.with_name(f".{path.name}.lock"), None
-        with contextlib.suppress(OSError):      # on a read-only or full disk: made again next time
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(lock):       # others wait, then find it there
-                z = self.read(path)
-                if z is None:
-                    z = self.made(learner, show).cpu()
-                    content = {"z": z, "sha256": clip_model.tensors_sha256({"z": z})}
-                    data.write(path, clip_model.as_bytes(content))
-                with contextlib.suppress(OSError):              # Windows keeps an open file
-                    lock.unlink()
-        z = self.made(learner, show) if z is None else z
+    def all(self, learner, show):
+        """Of all test images, from the folder where they are there."""
+        z = None
+        if self.folder:
+            path = self.folder / f"{self.dataset.name}-{self.fingerprint(learner.clip)}.pt"
+            lock = path.with_name(f".{path.name}.lock")
+            with contextlib.suppress(OSError):  # on a read-only or full disk: made again next time
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with filelock.FileLock(lock):   # others wait, then find it there
+                    z = kept(path)
+                    if z is None:
+                        z = image_features(learner, self.dataset, self.dataset.test, show)[0]
+                        content = {"z": z.cpu(), "sha256": clip_model.tensors_sha256({"z": z})}
+                        data.write(path, clip_model.as_bytes(content))
+                    with contextlib.suppress(OSError):          # Windows keeps an open file
+                        lock.unlink()
+        if z is None:
+            z = image_features(learner, self.dataset, self.dataset.test, show)[0]
         return z.to(learner.clip.logit_scale.device)
-
-    def read(self, path):
-        """The features in a file, None where there is none to trust."""
-        try:
-            content = clip_model.read_tensors(path)
-            z = content["z"]
-            right = z.dtype == torch.float32 and len(z) == len(self.dataset.test)
-            right = right and z.isfinite().all()
-            return z if right and clip_model.tensors_sha256({"z": z}) == content["sha256"] else None
-        except Exception:                           # absent, cut off, or something else altogether
-            return None
 
     def fingerprint(self, clip):
         view = data.transform(clip.visual.resolution, train=False)
@@ -302,6 +288,15 @@ class FrozenFeatures:
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
+def kept(path):
+    """The features in a file; None where it is absent, cut off, or something else altogether."""
+    with contextlib.suppress(Exception):
+        content = clip_model.read_tensors(path)
+        if clip_model.tensors_sha256({"z": content["z"]}) == content["sha256"]:
+            return content["z"]
+    return None
+
+
 @functools.lru_cache(maxsize=1)
 def tower_sha256(tower):
     """Of a frozen tower's weights, once for all runs of a process."""
@@ -310,12 +305,9 @@ def tower_sha256(tower):
 
 # A finished run, read back with distrust -------------------------------------------------------
 
-SETTINGS = {                    # what prompts.pt must say of its run, and in which form
-    "method": str, "backbone": str, "n_ctx": (int, type(None)), "ctx_init": (str, type(None)),
-    "prompt_depth": (int, type(None)), "dataset": str, "data_root": str, "classes": str,
-    "trained_classes": list, "class_counts": list, "draw_seed": int, "label": str,
-    "classnames_file": (str, type(None)),
-}
+SETTINGS = {"method", "backbone", "n_ctx", "ctx_init", "prompt_depth", "dataset", "data_root",
+            "classes", "trained_classes", "class_counts", "draw_seed", "label", "classnames_file"}
+OF_A_LEARNER = {"n_ctx", "ctx_init", "prompt_depth", "class_specific", "class_place"}
 
 
 def load_run(folder, device="cpu", dtype=torch.float32, classnames=None, backbone=None):
@@ -326,13 +318,12 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None, backbon
     Raises FileNotFoundError where there is no finished run, ValueError for files that are not one.
     """
     folder = Path(folder)
-    runs = sorted(file.parent for file in folder.glob("*/result.json"))
-    if runs and not (folder / "result.json").exists():
-        raise FileNotFoundError(f"{folder} holds {len(runs)} runs: evaluate one of them, such as "
-                                f"{runs[0]}; train.py's command shows their means again")
-    if not (folder / "result.json").is_file() or not (folder / "prompts.pt").is_file():
-        raise FileNotFoundError(f"{folder} is no finished run: expected result.json and prompts.pt "
-                                "in it, as train.py leaves them")
+    lacking = [name for name in ("result.json", "prompts.pt", "run.json")
+               if not (folder / name).is_file()]
+    if lacking:
+        runs = sorted(file.parent.name for file in folder.glob("*/result.json"))
+        raise FileNotFoundError(f"{folder} is no finished run: expected {', '.join(lacking)} in "
+                                f"it, as train.py leaves them; runs in it: {runs[:3] or 'none'}")
     settings, learned = read_prompts(folder)
     backbone = backbone or settings["backbone"]
     try:
@@ -343,10 +334,7 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None, backbon
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; where they moved: --backbone FILE") from None
     learner = prompts.build(settings["method"], clip, classnames or settings["trained_classes"],
-                            n_ctx=settings["n_ctx"], ctx_init=settings["ctx_init"],
-                            prompt_depth=settings["prompt_depth"],
-                            class_specific=settings.get("class_specific", False),
-                            class_place=settings.get("class_place", "end"))
+                            **{name: settings[name] for name in OF_A_LEARNER & settings.keys()})
     prompts.load_trainable(learner, learned)
     return learner, settings
 
@@ -354,14 +342,19 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None, backbon
 def read_prompts(folder):
     """A run's prompts.pt -> its settings and {name: learned tensor}.
 
-    Raises ValueError where it is not what train.py writes, where a tensor is not finite, or where
-    the tensors are not those that result.json was measured with.
+    Raises ValueError where it is not what train.py writes, where settings are not those of
+    run.json, or tensors not those that result.json was measured with.
     """
     path, kept = folder / "prompts.pt", {}
     try:
         run = clip_model.read_tensors(path)
         learned, settings = run["learned"], run["settings"]
-        check_settings(settings, folder / "run.json")
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        for name in SETTINGS | settings.keys():
+            words = [json.dumps(those[name], default=str) for those in (settings, told)]
+            moved = name in PLACES and isinstance(settings[name], str)
+            if words[0] != words[1] and not moved:
+                raise ValueError(f"its {name[:40]} is not that of run.json")
         for name, tensor in learned.items():
             clip_model.check_dense(name, tensor)
             if tensor.dtype != torch.float32 or not tensor.isfinite().all():
@@ -374,20 +367,6 @@ def read_prompts(folder):
         raise ValueError(f"{path}: not a run's learned tensors ({str(error)[:120]}); train again"
                          ) from error
     return settings, learned
-
-
-def check_settings(settings, run_json):
-    """TypeError, KeyError or ValueError where they are none, or not those in a run's run.json."""
-    for name, kinds in SETTINGS.items():
-        if not isinstance(settings[name], kinds):
-            raise TypeError(f"{name} is {str(settings[name])[:40]!r}")
-    for name, n in zip(settings["trained_classes"], settings["class_counts"], strict=True):
-        if type(name) is not str or type(n) not in (int, type(None)):
-            raise TypeError(f"{str(name)[:40]!r} and {str(n)[:40]!r} are no class and its images")
-    told = json.loads(run_json.read_text(encoding="utf-8")) if run_json.is_file() else settings
-    for name in settings.keys() - set(PLACES):
-        if json.dumps(settings[name], default=str) != json.dumps(told[name], default=str):
-            raise ValueError(f"its {name[:40]} is not that of run.json")
 
 
 def load_dataset(folder, settings, data_root):
@@ -439,14 +418,16 @@ def tested_classes(dataset, settings, which=None):
 
     settings    the run's, as a dictionary
     """
-    parts, usual = parts_of(dataset), [settings["classes"]]
+    parts, tested = parts_of(dataset), [settings["classes"]]
     # a context for each class was learned for the trained ones alone
     if settings["classes"] == "base" and parts["novel"] and not settings.get("class_specific"):
-        usual.append("novel")
-    if which == "novel" and "novel" not in usual:
+        tested.append("novel")
+    if which == "novel" and "novel" not in tested:
         raise ValueError(f"this run was trained on all classes of {dataset.name}: none is novel to "
                          "it")
-    return {part: parts[part] for part in ([which] if which else usual)}
+    if which:
+        tested = [which]
+    return {part: parts[part] for part in tested}
 
 
 # Tables 1, 2, 4 for one run --------------------------------------------------------------------
@@ -455,19 +436,20 @@ def evaluate_classes(learner, dataset, labels, frozen):
     """What a learner and zero-shot CLIP have on the test images of some classes, as JSON takes it,
     and their probabilities (N, K); zero-shot's are None where nothing was learned."""
     result, p = score(learner, dataset, labels, frozen, "test images")
-    y, plain = torch.tensor(data.labels_of(data.select(dataset.test, labels))), None
+    y = torch.tensor(data.labels_of(data.select(dataset.test, labels)))
     was = right = p.argmax(dim=1) == y
+    plain = gain = None
     if prompts.trainable(learner):
         names = [dataset.classnames[k] for k in labels]
         zeroshot = prompts.build("zeroshot", learner.clip, names, ctx_init=dataset.template)
         plain = score(zeroshot, dataset, labels, frozen, "zero-shot")[1]
         was = plain.argmax(dim=1) == y
+        gain = paired_gain(was, right)
     return result | {
         "num_classes": len(labels), "test_images": len(y),
         "accuracy_interval": wilson(int(right.sum()), len(y)),
         "zeroshot": 100 * was.double().mean().item(),
-        "zeroshot_mean_recall": mean_recall(y, was, len(labels)),
-        "gain": None if plain is None else paired_gain(was, right)}, p, plain
+        "zeroshot_mean_recall": mean_recall(y, was, len(labels)), "gain": gain}, p, plain
 
 
 def base_to_novel(learner, dataset, parts, frozen):
@@ -476,44 +458,33 @@ def base_to_novel(learner, dataset, parts, frozen):
                for part, labels in parts.items()}
     rows = [("", "classes", "images", "zero-shot", "accuracy", "95 % interval", "class mean")]
     for part, r in results.items():
-        low, high = r["accuracy_interval"]
         rows.append((part, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"],
-                     f"{low:.1f} to {high:.1f}", r["mean_recall"]))
+                     "{:.1f} to {:.1f}".format(*r["accuracy_interval"]), r["mean_recall"]))
     print(table(rows))
-    show_collapse(results)
-    for part, result in results.items():
-        show_gain(part, result["gain"])
+    print(table([("", *COLLAPSE.values()), *(
+        (part, *(f"{r[name]:.4f}" for name in COLLAPSE)) for part, r in results.items())]))
+    show_gains(results)
     if results.keys() == {"base", "novel"}:
-        both = [results[part]["accuracy"] for part in ("base", "novel")]
-        results["harmonic_mean"] = harmonic_mean(*both)
+        results["harmonic_mean"] = harmonic_mean(results["base"]["accuracy"],
+                                                 results["novel"]["accuracy"])
         print(f"harmonic mean {results['harmonic_mean']:.2f}")
     return results
 
 
-def show_collapse(results):
-    """Definitions 2 and 3, L_LC's two parts and Sec. 3.2's collapses of each part; 0 is an ETF."""
-    names = {"delta_lcd": "Delta_LCD", "delta_mid": "Delta_MID", "lc_shared": "L_LC: shared",
-             "lc_unequal": "unequal angles", "feature_collapse": "collapse: feature",
-             "prototype_collapse": "prototype", "classifier_collapse": "classifier"}
-    rows = [("", *names.values())]
-    rows += [(part, *(f"{result[name]:.4f}" for name in names)) for part, result in results.items()]
-    print(table(rows))
-
-
-def show_gain(part, gain):
-    if gain:
+def show_gains(results):
+    for part, gain in ((part, r["gain"]) for part, r in results.items() if r["gain"]):
         print(f"{part}: {gain['points']:+.2f} points over zero-shot, 95 % interval "
               f"{gain['low']:+.2f} to {gain['high']:+.2f} ({gain['better']} images are right only "
               f"now, {gain['worse']} only before): {verdict(gain)}")
 
 
-def transfer(learner, label, targets, data_root, kept=None):
+def transfer(learner, label, targets, data_root, features):
     """Tables 2 and 4: a run's prompts on other datasets, beside zero-shot CLIP on each.
 
-    kept    folder of the frozen tower's features
+    features    folder of the frozen tower's
     """
     datasets = {target: data.load(target, data_root) for target in targets}     # before any work
-    results = {}
+    results, rows = {}, [("target", "classes", "images", "zero-shot", label)]
     for target, dataset in datasets.items():
         print(f"{label} on {dataset.name}, split: {dataset.split}")
         dataset.show_notes()
@@ -521,16 +492,13 @@ def transfer(learner, label, targets, data_root, kept=None):
             print("note      the split's test part alone is tested; assets/report.py RUN --photos "
                   "FOLDER tests all")
         data.check_pictures(dataset, dataset.test, decode=False)
-        labels, frozen = list(range(len(dataset.classnames))), FrozenFeatures(dataset, kept)
-        results[target] = evaluate_classes(learner, dataset, labels, frozen)[0]
-        results[target] |= {"split": dataset.split, "official_split": dataset.official_split}
-    rows = [("target", "classes", "images", "zero-shot", label)]
-    rows += [(target, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"])
-             for target, r in results.items()]
-    columns = zip(*((r["zeroshot"], r["accuracy"]) for r in results.values()), strict=True)
-    print(table([*rows, ("average", "", "", *(sum(c) / len(results) for c in columns))]))
-    for target, result in results.items():
-        show_gain(target, result["gain"])
+        labels, frozen = list(range(len(dataset.classnames))), FrozenFeatures(dataset, features)
+        r, *_ = evaluate_classes(learner, dataset, labels, frozen)
+        results[target] = r | {"split": dataset.split, "official_split": dataset.official_split}
+        rows.append((target, r["num_classes"], r["test_images"], r["zeroshot"], r["accuracy"]))
+    means = [statistics.fmean(r[key] for r in results.values()) for key in ("zeroshot", "accuracy")]
+    print(table([*rows, ("average", "", "", *means)]))
+    show_gains(results)
     return results
 
 
@@ -588,22 +556,22 @@ def parse(argv=None):
 
 def run(args):
     learner, settings = load_run(args.run, *machine(args), backbone=args.backbone)
-    out, kept, facts = args.out or args.run / "evaluation", args.run.parent / "features", {}
+    out, features, facts = args.out or args.run / "evaluation", args.run.parent / "features", {}
     if args.task == "base-to-novel":
         dataset = load_dataset(args.run, settings, args.data_root)
         print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
         dataset.show_notes()
         parts = tested_classes(dataset, settings, args.classes)
         out.mkdir(parents=True, exist_ok=True)          # before any work is done in vain
-        results = base_to_novel(learner, dataset, parts, FrozenFeatures(dataset, kept))
+        results = base_to_novel(learner, dataset, parts, FrozenFeatures(dataset, features))
         facts = {"split": dataset.split, "official_split": dataset.official_split,
                  "test_images": settings.get("test_images")}
     else:
         asked = args.targets or TASKS[args.task]
-        targets = [t for name in asked for t in (data.ALL if name == "all" else [name])]
-        data_root = args.data_root or settings["data_root"]
+        targets = [t for name in asked for t in {"all": data.ALL}.get(name, [name])]
         out.mkdir(parents=True, exist_ok=True)
-        results = transfer(learner, settings["label"], targets, data_root, kept)
+        results = transfer(learner, settings["label"], targets,
+                           args.data_root or settings["data_root"], features)
     found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
              "results": results}
     data.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))

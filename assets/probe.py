@@ -64,7 +64,7 @@ def predictions(learner, dataset, items, labels, frozen):
     clip, K = learner.clip, len(labels)
     zeroshot = prompts.build("zeroshot", clip, learner.classnames, ctx_init=dataset.template)
     features = (evaluate.image_features(zeroshot, dataset, items, "training images"),
-                evaluate.tested_features(zeroshot, dataset, labels, frozen))
+                frozen.of(zeroshot, labels))
     (z, y), (tests, truth) = ((z.cpu().double(), y.cpu()) for z, y in features)
     C = choose_strength(z, y, K)
     W, b = linear_probe(z, y, K, C)

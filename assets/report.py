@@ -410,7 +410,7 @@ def photo_parts(args, settings):
                                 "sub-folder of pictures for each class")
     label_of = {name: k for k, name in enumerate(names)}
     label_of |= {key: k for key, k in trained_folders(args.run).items() if k < len(names)}
-    _, found = data.read_folders(folder, None, notes)
+    _, found = data.read_folders(folder, notes)
     unknown = sorted({key for items in found.values() for _, key in items} - label_of.keys())
     if unknown:
         raise ValueError(f"--photos {folder}: {len(unknown)} class folders have no name of this "
@@ -436,7 +436,7 @@ def trained_folders(run):
     """
     if not (run / "split.json").is_file():
         return {}
-    _, parts, _ = data.read_split(run / "split.json")
+    _, parts = data.read_split(run / "split.json")
     found = {}
     for name, label in parts["train"]:
         top, *below = data.one_spelling(name).split("/")[:-1] or [""]

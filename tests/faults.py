@@ -33,7 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import hash_state
-from small_runs import SCRIPT, done, eurosat, files, started, told, write_classes
+from small_runs import EUROSAT, SCRIPT, done, eurosat, files, started, told, write_classes
 from test_runs import WORLD, killed_at, run_files
 
 import clip_model
@@ -185,7 +185,7 @@ def file_damaged(path, rng):
 def small_weights(path):
     """A small CLIP that holds the vectors of a few words only."""
     state = hash_state(vl=1, tl=2)
-    words = " ".join([WORDS, *data.EUROSAT.values()])
+    words = " ".join([WORDS, *EUROSAT.values()])
     ids = sorted({49406, 49407, *(i for word in words.split()
                                   for i in clip_model.prompt_ids(word))})
     state["token_embedding.words"] = torch.tensor(ids)

@@ -16,6 +16,7 @@ import data
 import train
 
 SCRIPT = Path(train.__file__)
+EUROSAT = data.ROWS["eurosat"].names                # {class folder: class name}
 
 
 def picture(seed, size=32):
@@ -39,16 +40,16 @@ def eurosat(root, split=False, n=20):
 
     The split begins as CoOp's own does, or it would be taken for a private one.
     """
-    folder = write_classes(root / "eurosat" / "2750", dict.fromkeys(data.EUROSAT, n), "jpg")
+    folder = write_classes(root / "eurosat" / "2750", dict.fromkeys(EUROSAT, n), "jpg")
     first = folder.parent / "2750" / data.ROWS["eurosat"].first
     (folder / "AnnualCrop" / "AnnualCrop_1.jpg").rename(first)
     if split:
         content = {"train": [], "val": [], "test": []}
-        for label, name in enumerate(data.EUROSAT):
+        for label, name in enumerate(EUROSAT):
             for i in range(n):
                 part = "train" if i < 10 else "val" if i < 14 else "test"
                 number = 1381 if (label, i) == (0, 0) else i + 1
-                content[part].append([f"{name}/{name}_{number}.jpg", label, data.EUROSAT[name]])
+                content[part].append([f"{name}/{name}_{number}.jpg", label, EUROSAT[name]])
         (root / "eurosat" / "split_zhou_EuroSAT.json").write_text(json.dumps(content))
     return folder
 

@@ -1,4 +1,5 @@
 """evaluate.py as its user meets it: a folder of one's own, three tasks, stale and damaged runs."""
+import functools
 import json
 import math
 import shutil
@@ -244,6 +245,12 @@ def swap(run, **parts):
     torch.save(torch.load(run / "prompts.pt", weights_only=True) | parts, run / "prompts.pt")
 
 
+def another(run, name, leave=True):
+    settings = torch.load(run / "prompts.pt", weights_only=True)["settings"]
+    del settings[name]
+    swap(run, settings=settings | {name: 7} if leave else settings)
+
+
 def lead_out(run):
     split = json.loads((run / "split.json").read_text())
     split["test"][0][0] = "../secret.png"
@@ -264,8 +271,12 @@ class Trap:
 
 
 DAMAGED = {
-    "no folder": (shutil.rmtree, "no finished run: expected result.json and prompts.pt"),
-    "no prompts": (lambda run: (run / "prompts.pt").unlink(), "run is no finished run"),
+    "no folder": (shutil.rmtree, "no finished run: expected result.json, prompts.pt, run.json"),
+    "no prompts": (lambda run: (run / "prompts.pt").unlink(), "expected prompts.pt in it, as"),
+    "no settings": (lambda run: (run / "run.json").unlink(), "expected run.json in it, as"),
+    **{f"another {name}": (functools.partial(another, name=name), f"its {name} is not that of run")
+       for name in ("method", "draw_seed", "data_root")},
+    "no label": (lambda run: another(run, "label", leave=False), "a run's learned tensors ('la"),
     "junk": (lambda run: (run / "prompts.pt").write_bytes(b"junk"), "not a run's learned tensors"),
     "a pickle": (lambda run: swap(run, settings=Trap()), "not a run's learned tensors"),
     "others": (lambda run: swap(run, learned={"ctx": torch.zeros(2, 64)}),
@@ -288,7 +299,7 @@ def test_a_run_that_cannot_be_read(own, damage, line):
 
 def test_a_run_that_is_a_file_or_several_runs(own):
     assert stopped("run/result.json").startswith("error: run/result.json is no finished run")
-    assert ". holds 2 runs: evaluate one of them, such as run;" in stopped(".")
+    assert "as train.py leaves them; runs in it: ['run', 'sat']" in stopped(".")
 
 
 @pytest.mark.parametrize("words, line", [

@@ -93,9 +93,9 @@ def test_a_folder_refused(names, fault, tmp_path):
 
 @pytest.mark.parametrize("lines, expected", [
     ("b\tbig cat\né\tan accent\na\tsmall cat\n", ["small cat", "big cat", "an accent"]),
-    ("1st\n2nd\n3rd\n", ["1st", "2nd", "3rd"]),             # no tab: in sorted order of the folders
-    ("1st\n2nd\n1st\n", ["1st", "2nd", "1st"]),
-    ("\ufeff1st\r\n\r\n2nd\r\n3rd", ["1st", "2nd", "3rd"]),    # as Windows' editor writes it
+    ("a\t1st\nb\t2nd\né\t1st\n", ["1st", "2nd", "1st"]),
+    ("\ufeffa\t1st\r\n\r\nb\t2nd\r\né\t3rd", ["1st", "2nd", "3rd"]),    # as Windows' editor has it
+    ("1st\n2nd\n3rd\n", "got 3 lines; does not fit: 1st"),     # of which folder?
     (b"1st\n2nd\ncaf\xe9\n", "expected a text file in UTF-8"),
     ("1st\n2nd\n", "got 2 lines"), ("a\t\u200b\nb\ty\né\tz\n", "class 0 is named .*can't be seen"),
     ("a\t\nb\ty\né\tz\n", "class 0 is named ''"), ("a\tx\nb\ty\nc\tz\n", "does not fit: c"),
@@ -188,7 +188,7 @@ def test_a_run_says_what_trains_tests_and_stays_unused(folder, archive):
     assert "photos    14 train, 22 test; 19 unused, beyond --tau, --shots or --classes" in printed
     assert json.loads(Path("cut/result.json").read_text())["tau"] == 0.25
     out = done(folder, main=data.main)
-    assert "33 training images: all there are, seed 1, the folder's own counts" in out
+    assert "33 training images: all shots, seed 1, the folder's own counts" in out
 
 
 def test_a_folders_own_val_is_unused_and_said(at, archive):

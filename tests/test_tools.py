@@ -311,7 +311,7 @@ def test_features_give_the_runs_own_numbers(at, archive):
     (predict, "coop", ["."], "expected pictures in it (.jpg "),
     (predict, "coop", ["empty.txt"], "empty.txt: not a readable picture"),
     (predict, "coop", ["a.png", "--out", "there"], "there: expected a name that ends in .csv"),
-    (predict, "coop", ["a.png", "--out", "{run}/log.csv"], "log.csv is what a run left there"),
+    (predict, "coop", ["a.png", "--out", "{run}/log.csv"], "or what a run left there"),
     (predict, "coop", ["a.png", "--classnames", "empty.txt"], "empty.txt: expected class names"),
     (export, "coop", ["--texts", "t.npz", "--features", "f.npz"], "not allowed with argument"),
     (export, "coop", ["--texts", "t.txt"], "t.txt: expected a name that ends in .npz"),

@@ -408,7 +408,7 @@ def test_eurosat_command_with_the_official_split(at, archive):
     assert numbers <= {f"{i}.jpg" for i in (1381, *range(1, 11))}                # not of test
     assert "[u_1] [u_2] of a Annual Crop Land." in printed
     # zero-shot CLIP's own words: the mean cosine of two classes, less -1 / (5 - 1)
-    clip, names = clip_model.load(archive), list(data.EUROSAT.values())
+    clip, names = clip_model.load(archive), list(data.ROWS["eurosat"].names.values())
     for prefix, half in (("", names[:5]), ("novel_", names[5:])):
         g = torch.stack([clip.encode_text(clip_model.tokenize(
             [f"a centered satellite photo of {name}."]))[0] for name in half]).detach()
