@@ -154,6 +154,16 @@ def mean_recall(y, right, K):
     return recall[n > 0].mean().item()
 
 
+def near_chance(mean, K):
+    """Words where a mean over K classes, per cent, is near that of one answer to all; else "".
+
+    Open point: near is up to half as much again, and up to 10 points more.
+    """
+    one = 100 / K
+    near = K > 1 and mean <= one + min(one / 2, 10)
+    return f"mean over classes {mean:.1f} %, near chance: one answer to all has {one:.1f} %" * near
+
+
 def harmonic_mean(base, novel):
     """H = 2 b n / (b + n); 0 where both are 0."""
     return 2 * base * novel / (base + novel or 1)

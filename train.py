@@ -93,7 +93,7 @@ def run(args, watch=None):
         plain = prompts.build("zeroshot", learner.clip, settings.trained_classes,
                               ctx_init=dataset.template)
         zeroshot = measure_parts(plain, dataset, settings, frozen, args.quiet)
-        warn_near_chance(dataset, zeroshot)
+        warn_near_chance(dataset, zeroshot, "zero-shot CLIP")
         if not (folder / "prompts.pt").is_file():               # a killed run may have come so far
             if items:
                 train(learner, dataset, items, settings, folder, args.quiet, watch)
@@ -103,7 +103,8 @@ def run(args, watch=None):
         tuned = measure_parts(learner, dataset, settings, frozen, args.quiet)
         result = result_of(settings, dataset, learner, tuned, zeroshot)
         write_json(folder / "result.json", result)
-    warn_collapsed(folder, settings, tuned)
+    if items:
+        warn_near_chance(dataset, tuned, "the run")
     report(result, settings.label)
     print(f"{time.time() - started:.0f} s; saved in {folder}")
     return result
@@ -713,28 +714,18 @@ def announce_photos(dataset, items):
     print(f"photos    {len(items)} train, {len(dataset.test)} test{why}")
 
 
-def warn_near_chance(dataset, zeroshot):
-    parts = evaluate.parts_of(dataset)
-    for part, numbers in zeroshot.items():
-        names, accuracy = [dataset.classnames[k] for k in parts[part]], numbers["accuracy"]
-        if len(names) > 1 and accuracy < 1.5 * 100 / len(names):
+def warn_near_chance(dataset, measures, who):
+    """A warning where one answer to all would have about the mean over classes of `who`."""
+    parts, advice = evaluate.parts_of(dataset), "try a smaller --lr or another --seed"
+    for part, numbers in measures.items():
+        names = [dataset.classnames[k] for k in parts[part]]
+        if who == "zero-shot CLIP":
             shown = (dataset.template.replace("{}", name.replace("_", " ")) for name in names[:3])
-            print(f"warning: zero-shot accuracy on {part} classes is {accuracy:.1f} %, near chance "
-                  f"({100 / len(names):.1f} %): do the class names say what the pictures show? "
-                  f"First prompts: {' '.join(shown)}")
-
-
-def warn_collapsed(folder, settings, tuned):
-    """Where L_CLIP over the last epoch and the accuracy on trained classes are those of a guess."""
-    K, accuracy = len(settings.trained_classes), next(iter(tuned.values()))["accuracy"]
-    if K == 1 or settings.method == "zeroshot":
-        return
-    steps = data.read_csv(folder / "log.csv")
-    last = [float(step["l_clip"]) for step in steps if step["epoch"] == steps[-1]["epoch"]]
-    if sum(last) / len(last) > 0.95 * math.log(K) and accuracy <= 150 / K:
-        print(f"warning: L_CLIP ended at {sum(last) / len(last):.3f}, near ln K = "
-              f"{math.log(K):.3f}, a guess among {K} classes: this run has collapsed; try a smaller"
-              " --lr or another --seed")
+            advice = ("do the class names say what the pictures show? First prompts: "
+                      + " ".join(shown))
+        words = evaluate.near_chance(numbers["mean_recall"], len(names))
+        if words:
+            print(f"warning: {who} on {part} classes: {words}: {advice}")
 
 
 def accuracies(result):
