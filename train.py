@@ -9,7 +9,7 @@
 Trains on the base classes (Sec. 5.1), evaluates zero-shot CLIP and the tuned prompts on base and on
 novel classes, and leaves a folder: run.json (all settings), drawn.csv (the training images),
 log.csv (every step's terms, at the end of training), prompts.pt (the learned tensors), and
-result.json, written last. The same command goes on where it was killed; a grid skips what is
+result.json, written last. The same command goes on where it was killed, and trains nothing that is
 finished.
 
 A run on a CPU comes out the same to the bit, whatever the number of workers and however often it
@@ -108,6 +108,15 @@ def run(args, watch=None):
     report(result, settings.label)
     print(f"{time.time() - started:.0f} s; saved in {folder}")
     return result
+
+
+def run_alone(args, watch=None):
+    """run(args); of a run that is finished already its table again."""
+    try:
+        run(args, watch)
+    except Finished as finished:
+        report(read_result(finished.folder / "result.json"), finished.label)
+        print(f"nothing is trained: {finished}")
 
 
 def prepare(args):
@@ -490,6 +499,10 @@ class Busy(Taken):
 class Finished(Taken):
     """A folder that holds this very run, finished."""
 
+    def __init__(self, folder, label):
+        super().__init__(f"{folder} holds a finished run: choose another --out, or delete it")
+        self.folder, self.label = folder, label
+
 
 def check_free(folder, settings):
     """Taken or Finished where a folder holds anything but a part of the run of these settings."""
@@ -507,7 +520,7 @@ def check_free(folder, settings):
             raise Taken(f"{folder} holds {kind} with another {name} ({str(before.get(name))[:60]}, "
                         f"now {str(now)[:60]}): choose another --out")
     if "result.json" in names:
-        raise Finished(f"{folder} holds a finished run: choose another --out, or delete it")
+        raise Finished(folder, settings.label)
 
 
 @contextlib.contextmanager
@@ -515,6 +528,7 @@ def claim(out, name, settings):
     """A run's folder, held by this process alone; the system frees it however the process ends.
 
     out     the folder; None: runs/<name>, or the first of runs/<name>-2, -3, ... that it can have
+    Raises Finished where this run is there already.
     """
     numbered = (Path("runs") / (name + (f"-{i}" if i > 1 else "")) for i in itertools.count(1))
     for folder in [out] if out else numbered:
@@ -523,7 +537,7 @@ def claim(out, name, settings):
             hold(lock, folder, settings)
             break
         except Taken as error:
-            if out:
+            if out or isinstance(error, Finished):
                 raise
             print(f"note      {error}")
     try:
@@ -660,10 +674,12 @@ def announce(learner, dataset, items, settings):
     if settings.method == "zeroshot":
         print("trains    nothing: a prompt is written by hand, nothing is trained")
         return
-    print(f"images    {sum(n)}: {several(n, 40, ' ')}; min/max = {min(n) / max(n):.4g} where "
-          f"{data.tau_words(settings.tau)}")
     asked = data.asked_counts(dataset, range(len(n)), settings.shots, settings.tau,
                               shuffle_seed(settings), settings.images)
+    out_of_reach = settings.tau and settings.tau * max(asked) < 1
+    print(f"images    {sum(n)}: {several(n, 40, ' ')}; min/max = {min(n) / max(n):.4g} where "
+          f"{data.tau_words(settings.tau)}"
+          + f"; of {max(asked)} images that would be less than 1" * bool(out_of_reach))
     short = [name for name, have, want in zip(names, n, asked, strict=True) if have < want]
     if short:
         print(f"warning: {len(short)} classes have fewer images than asked for and give all they "
@@ -707,7 +723,7 @@ def check_words(clip, classnames):
 def announce_photos(dataset, items):
     """How many of one's own photos are used."""
     beyond, why = len(dataset.train) - len(items), ""
-    if beyond:
+    if items and beyond:
         why += f"; {beyond} unused, beyond --tau, --shots or --classes"
     if dataset.val:
         why += f"; {len(dataset.val)} unused in val/"
@@ -740,7 +756,8 @@ def report(result, label):
     """The table a run ends with."""
     columns = accuracies(result)
     rows = [("", *columns, "Delta_LCD", "Delta_MID")]
-    for name, numbers in (("zero-shot", result["zeroshot"]), (label, result)):
+    shown = [("zero-shot", result["zeroshot"]), (label, result)]
+    for name, numbers in shown[:1 + (result["method"] != "zeroshot")]:
         deltas = (f"{numbers[delta]:.4f}" for delta in ("delta_lcd", "delta_mid"))
         rows.append((name, *(numbers[c] for c in columns), *deltas))
     print(f"\n{evaluate.table(rows)}")
@@ -1018,7 +1035,7 @@ def main(argv=None):
         if plan[0].quiet:
             return run_grid(plan, plan[0].out or Path("runs"))
         if place_among_ranks()[0] == 0:                 # torchrun's other ranks have none to do
-            run(plan[0])
+            run_alone(plan[0])
         return 0
 
     return data.run_script(job, "interrupted; the same command goes on from its last saved state")

@@ -111,7 +111,8 @@ def test_a_run_draws_n_k_images_of_the_base_classes(bare):
     assert n == [16, 10, 6, 4, 2, 1, 1, 1, 1, 1, 1, 1] + [0] * 12
     assert result(bare[0])["class_counts"] == n[:12]
     assert all(row["picture"].startswith(f"train/{row['class']}/") for row in rows)
-    assert "images    45: 16 10 6 4 2 1 1 1 1 1 1 1; min/max = 0.0625 where tau = 0.01" in bare[1]
+    assert ("images    45: 16 10 6 4 2 1 1 1 1 1 1 1; min/max = 0.0625 where tau = 0.01; of 16 "
+            "images that would be less than 1\n" in bare[1])
 
 
 def test_log_has_every_step_with_its_rate_and_eq7(bare):
@@ -533,7 +534,9 @@ def test_zeroshot_trains_nothing(at, archive, monkeypatch):
     assert found["dataset"] == "pets"
     assert all(found[key] == value for key, value in found["zeroshot"].items())
     assert torch.load(at / "run/prompts.pt", weights_only=True)["learned"] == {}
-    assert "nothing is trained" in printed and "collapsed" not in printed
+    assert "nothing is trained" in printed and "the run on" not in printed
+    assert "photos    0 train, 6 test\n" in printed         # none is left out by an option
+    assert printed.count("zero-shot  ") == 1 and "\nzeroshot  " not in printed
 
 
 def test_one_class_only(at, archive):
@@ -585,14 +588,21 @@ def test_nothing_is_written_outside_the_run_folder(at, archive):
     assert sorted(p.name for p in at.iterdir()) == ["deep", "pets"]
 
 
-def test_an_empty_folder_becomes_the_run_and_the_next_is_numbered(at, archive):
-    words = command(at, archive)
-    Path("empty").mkdir()                           # may become the run
-    done(*words, "--out", "empty")
-    done(*words)
-    done(*words)                                    # without --out the next one is numbered
-    assert {p.name for p in Path("runs").iterdir()} == {
-        f"pets-coop-natural-seed1{NAMED}", f"pets-coop-natural-seed1{NAMED}-2", "features"}
+def test_an_empty_folder_becomes_the_run_and_a_finished_one_is_shown_again(at, archive):
+    """Without --out; beside a folder of other content the next is numbered, and found again."""
+    words, name = command(at, archive), f"pets-coop-natural-seed1{NAMED}"
+    Path("runs", name).mkdir(parents=True)          # may become the run
+    first, before = done(*words), files("runs")
+    again = done(*words)
+    table = first[first.index("\n  "):first.rindex("\n", 0, -1)]
+    assert table in again and "coop " in table and files("runs") == before
+    assert again.endswith(f"nothing is trained: runs/{name} holds a finished run: choose another "
+                          "--out, or delete it\n")
+    assert done(*words, "--out", f"runs/{name}").endswith(again[again.index(table):])
+    picture(77).save(at / "pets/cat/cat_1.png")
+    assert "another pictures_sha256" in done(*words)
+    assert f"runs/{name}-2 holds a finished run" in done(*words)
+    assert {p.name for p in Path("runs").iterdir()} == {name, f"{name}-2", "features"}
 
 
 def test_out_that_cannot_become_a_run_is_refused_before_training(at, archive, monkeypatch):
