@@ -331,9 +331,12 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None, backbon
     lacking = [name for name in ("result.json", "prompts.pt", "run.json")
                if not (folder / name).is_file()]
     if lacking:
-        runs = sorted(file.parent.name for file in folder.glob("*/result.json"))
-        raise FileNotFoundError(f"{folder} is no finished run: expected {', '.join(lacking)} in "
-                                f"it, as train.py leaves them; runs in it: {runs[:3] or 'none'}")
+        runs, beside = (sorted(file.parent.name for file in place.glob("*/result.json"))
+                        for place in (folder, folder.parent))
+        near = data.did_you_mean(folder.name, [name for name in beside if name != folder.name])
+        raise FileNotFoundError(f"{folder} is no finished run{near}: expected {', '.join(lacking)} "
+                                "in it, as train.py leaves them; runs in it: "
+                                f"{runs[:3] or 'none'}")
     settings, learned = read_prompts(folder)
     backbone = backbone or settings["backbone"]
     try:

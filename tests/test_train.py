@@ -440,6 +440,7 @@ def test_eurosat_command_with_neither_weights_nor_data(at, monkeypatch):
     eurosat(at / "data", split=True)
     line = refused(*EUROSAT)
     assert "ViT-B-16.pt" in line and "cache" in line and "127.0.0.1" in line
+    assert line.endswith("other weights: --backbone FILE")
     assert not Path("runs").exists() and not list(at.glob("cache/*.pt"))
 
 
