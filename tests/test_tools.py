@@ -18,7 +18,7 @@ from small_runs import done, files, picture, read, refused, write_classes
 import clip_model
 import data
 import evaluate
-from assets import export, predict, report
+from assets import estimate, export, predict, report
 
 COUNTS = {"<b>x<>": 12, "\"&'": 6, "cow": 12, "bee": 3}         # 60 % train: 7, 4, 7, 2
 NAMES = ['"&\'', "<b>x</b>", "bee", "cow_boy"]                  # in label order
@@ -219,6 +219,14 @@ def test_the_training_curve_by_hand(at):
     assert 'points="50.0,10.0 395.0,135.0"' in drawn
     assert 'points="50.0,72.5 222.5,135.0 395.0,135.0"' in drawn
     assert report.averaged(list(range(400))) == [i + 0.5 for i in range(0, 400, 2)]
+
+
+def test_the_estimate_says_what_it_is_and_takes_no_words(capsys):
+    with pytest.raises(SystemExit):
+        estimate.main(["--help"])
+    assert "What Tables 1-4 cost, in hours" in capsys.readouterr().out
+    assert "unrecognized arguments: x" in refused("x", main=estimate.main)
+    assert done(main=estimate.main).startswith("| three seeds | GPU, hours | most of it | CPU")
 
 
 # Photos and exports ------------------------------------------------------------------------------
