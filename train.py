@@ -844,7 +844,7 @@ def compared(result, results):
     none; the other run)] of a run."""
     found = []
     if result["method"] != "zeroshot":
-        found.append(("training minus zero-shot CLIP", result["zeroshot"]))
+        found.append(("runs minus zero-shot CLIP", result["zeroshot"]))
     for other in results:
         differ = {axis for axis in AXES if other.get(axis) != result.get(axis)}
         if differ == {"tau"} and other["tau"] == 1:
