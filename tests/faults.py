@@ -441,7 +441,7 @@ def concurrent(tally, seed, cases, root):
         faults = [fault for path in results if (fault := belongs(path.parent))]
         faults += [text for text in said if "Traceback" in text]
         if len(results) < wanted - (codes[1] == -9) or set(codes) - {0, 2, -9} or (
-                codes[0] and codes[1]):
+                codes == [2, 2]):                       # both refused: neither was the other's
             faults.append(f"{len(results)} results, codes {codes}; {said}")
         tally.add("concurrent pairs", f"{name} {i}", "; ".join(faults))
 
