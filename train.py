@@ -171,7 +171,7 @@ def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
     """SGD on Eq. (7) over the items [(picture, label)]; every step's terms go to folder/log.csv.
 
     watch   called as watch(learner, dataset, items, step, folder) after each epoch; it leaves the
-            learner's classes as they are
+            learner's classes as they are, since a graph goes on with its own
     Raises ValueError where a term is not finite, with its name and step.
     """
     data.write_csv(folder / "drawn.csv", [("picture", "class"), *(
@@ -185,6 +185,7 @@ def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
         dataset, items, clip.visual.resolution, clip.logit_scale.device, settings.batch_size,
         settings.epochs, settings.seed, start=log.step)
     learner.train()
+    # on a GPU a graph from here on; its capture, on zeros, leaves no gradient and takes no step
     objective = graphed(Objective(learner, settings), min(settings.batch_size, len(items)))
     for images, y in tqdm(batches, desc="training", unit="step", mininterval=0.5, disable=quiet,
                           initial=log.step, total=log.step + len(batches)):
@@ -199,7 +200,7 @@ def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
         if log.seconds() > SAVE_SECONDS:
             log.save_state(learned, optimizer, this_run)
     del objective
-    gc.collect()                # a graph goes here, and not later in a worker that was forked
+    gc.collect()    # frees a graph here; else a data loader's worker, forked with it, would try to
     log.write()
     if not all(p.isfinite().all() for p in learned.values()):
         raise ValueError(f"the learned tokens are no longer finite after the last step, {log.step}:"
@@ -228,8 +229,9 @@ def graphed(objective, batch_size):
     """The objective; on a GPU with its forward and backward as CUDA graphs, for one batch size.
 
     A step is a thousand kernels, most of them shorter than the time to launch one: a GPU computes
-    for 4 ms of a step of 40 and waits for the rest. A graph launches all of them at once. What it
-    answers is overwritten by its next call. Where none can be made, one line says so.
+    for 4 ms of a step of 40 and waits for the rest. A graph launches all of them at once; the
+    optimizer stays outside. What it answers is overwritten by its next call. Its classes are those
+    of the capture. Where none can be made, one line says so.
     """
     device = objective.learner.clip.logit_scale.device
     resolution = objective.learner.clip.visual.resolution
@@ -239,7 +241,8 @@ def graphed(objective, batch_size):
         images = torch.zeros(batch_size, 3, resolution, resolution, device=device)
         y = torch.zeros(batch_size, dtype=torch.int64, device=device)
         torch.cuda.set_device(device)                   # of several GPUs the one that captures
-        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")   # as it must be
+        # capture has a stream of its own, of which the first backward would warn
+        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
         return torch.cuda.make_graphed_callables(objective, (images, y))
     except RuntimeError as error:                       # out of memory, or an old driver
         print(f"note      steps without a CUDA graph, slower: {data.one_line(error)}")
@@ -318,7 +321,8 @@ class Log:
 
     def add(self, loss, terms):
         values = [loss, *(terms[name] for name in TERMS[1:])]
-        self.waiting.append(torch.stack(values).detach())       # on the device
+        # a copy, on the device: a graph's next step overwrites the values themselves
+        self.waiting.append(torch.stack(values).detach())
         if len(self.waiting) == READ_STEPS:             # each reading makes a GPU wait
             self.read()
 
