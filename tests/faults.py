@@ -417,7 +417,7 @@ def belongs(folder):
 ONE, GRID = [*WORLD, "--out", "run"], [*WORLD, "--tau", "1", "0.05", "--out", "grid"]
 PAIRS = {                                   # what two processes do, and how many runs there must be
     "same --out": (ONE, ONE, 1), "other seed, same --out": (ONE, [*ONE, "--seed", "2"], 1),
-    "default names": (WORLD, WORLD, 2), "two grids": (GRID, GRID, 2),
+    "default names": (WORLD, WORLD, 1), "two grids": (GRID, GRID, 2),
     "evaluation beside": (ONE, ["before"], 2)}
 
 
