@@ -17,7 +17,7 @@ import data
 import evaluate
 import prompts
 import train
-from assets import free_features, laboratory, real_features, report
+from assets import free_features, geometry, laboratory, real_features, report
 from assets import laboratory_page as page
 from assets.laboratory_page import (
     ADJUSTED,
@@ -460,7 +460,6 @@ CONSTANTS = [
     "setting's 10;"]
 
 
-
 def quoted(found):
     """[(fragment of laboratory.md, its figures)], from laboratory.csv and free_features.csv."""
     def p(digits, measure, *cells, **more):
@@ -470,7 +469,7 @@ def quoted(found):
         return found.paired(H, {**cell, **NPT}, cell, **more)
 
     short, seeds = ({}, EVEN), found.common({}, EVEN, LONG, EVEN_LONG)
-    with_npt, strong_lc, strong_mi = {**LONG, **NPT}, page.reading(1), page.reading(2)
+    with_npt, strong_lc, strong_mi = {**LONG, **NPT}, page.SUM_LC, page.SUM_MI
     cells = [{**learner, "tau": tau} for learner in ({}, COCOOP) for tau in page.TAUS]
     cells += [LONG_005, LONG, {**LONG, **TWICE}, EVEN, EVEN_LONG]
     gains = [gain(cell) for cell in cells]
@@ -494,7 +493,9 @@ def quoted(found):
 
     tried = page.Results(page.read_results(), pilot=True)
     met = laboratory.CRITERIA.read_text(encoding="utf-8")
-    by_map, by_free = (page.real_cells()[model, "1", "0", "0"] for model in ("map", "free"))
+    by_map, by_free = (next(row for row in read(real_features.CSV) if row["model"] == model)
+                       for model in ("map", "free"))
+    n_real = read(geometry.CSV)[0]["file"]
     h5 = found.paired(H, NPT, {}, comparisons=page.HYPOTHESES)
     t = page.evaluate.student_t(39, 1 - 0.05 / 6)
     shown = h5.half * (t + page.evaluate.student_t(39, 0.6)) / t
@@ -513,7 +514,7 @@ def quoted(found):
          (p(1, H, {}, ZERO), p(1, H, LONG, ZERO))),
         ("NPT on top of it: H {}.", (p(1, H, {**ADJUSTED, **NPT}, ADJUSTED),)),
         ("move |Delta_LCD| by {} in 242 steps, and H, against the means, by {}.",
-         (p(2, "lcd", page.reading(3), LONG), p(1, H, page.reading(3), with_npt))),
+         (p(2, "lcd", page.SUMS, LONG), p(1, H, page.SUMS, with_npt))),
         ("alone as a sum moves H by {}, with |Delta_LCD| higher by {}, Eq. (5) alone by {}.",
          (p(1, H, strong_mi, with_npt), p(3, "lcd", strong_mi, LONG),
           p(1, H, strong_lc, with_npt))),
@@ -545,10 +546,10 @@ def quoted(found):
         ("MaPLe stands {} from zero-shot CLIP at tau = 1, as it was chosen to, and {} at 0.01.",
          (p(1, H, {**BALANCED, **page.OWN}, ZERO), p(1, H, page.OWN, ZERO))),
         ("at most {} images, \"many\" with {} or more;", (report.FEW, report.MANY)),
-        ("for {} classes of Caltech101", (page.real_figures()["classes"][0],)),
-        ("of these {} classes alone", (page.real_figures()["classes"][0],)),
+        ("for {} classes of Caltech101", (n_real,)),
+        ("of these {} classes alone", (n_real,)),
         ("Adam's rate {} and {} steps (map), {} (free, the most tried)",
-         (by_map[0]["rate"], by_map[0]["steps"], by_free[0]["steps"])),
+         (by_map["rate"], by_map["steps"], by_free["steps"])),
         ("alone it moves H by {} (map) and few-shot recall by {} (free), L_LC alone by {} and {}.",
          (real("map", "H", "0", "mean"), real("free", "few", "0", "mean"),
           real("map", "H", "mean", "0"), real("free", "few", "mean", "0"))),
