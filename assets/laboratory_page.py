@@ -191,8 +191,8 @@ class Results:
         found = self.runs(cell)
         return [found[s][measure] for s in sorted(found) if seeds is None or s in seeds]
 
-    def mean(self, measure, cell, seeds=None):
-        return float(numpy.mean(self.values(measure, cell, seeds)))
+    def mean(self, measure, cell):
+        return float(numpy.mean(self.values(measure, cell)))
 
     def common(self, *cells):
         """Seeds that all of these cells have; zero-shot CLIP has any."""

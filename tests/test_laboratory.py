@@ -150,13 +150,9 @@ def test_best_shared_part_by_search():
 
 def test_gradient_share_by_finite_differences():
     """Texts that are learned themselves; both parts of L_LC by loops over pairs."""
-    class Free(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.g = torch.nn.Parameter(torch.tensor([[1., .2], [.5, .9], [-.3, .8]]).double())
-
-        def text_features(self):
-            return self.g
+    learner = torch.nn.Module()
+    learner.g = torch.nn.Parameter(torch.tensor([[1., .2], [.5, .9], [-.3, .8]]).double())
+    learner.text_features = lambda: learner.g
 
     def parts(flat):
         rows = [flat[:2], flat[2:4], flat[4:]]
@@ -165,7 +161,7 @@ def test_gradient_share_by_finite_differences():
         mean = sum(cosines) / 6
         return (mean + 1 / 2) ** 2, sum((c - mean) ** 2 for c in cosines) / 6
 
-    learner, step = Free(), 1e-6
+    step = 1e-6
     flat = learner.g.flatten().tolist()
     squares = [0.0, 0.0]
     for i in range(6):
@@ -301,16 +297,12 @@ def test_harmonic_means_noise_is_its_derivatives():
         moved = 2 * base * novel / (base + novel) - 2 * b * n / (b + n)
         assert shares[12 * part, 0] == pytest.approx(moved, rel=0.01)
     assert shares[11, 49] == 0 == shares[23, 49]
+    few = page.shares(found, "few", {}, 1)                      # its own classes' images alone
+    inside = page.groups(0.01, 1)["few"]
+    assert few.sum() == pytest.approx(100 * sum(k < 6 for k in inside) / len(inside))
+    assert [k for k in range(24) if few[k].any()] == [k for k in inside if k < 6] != []
     lead = page.shares(found, "lead", {}, 1)
     assert lead[0, 0] == pytest.approx(-step) and lead[12, 0] == pytest.approx(step)
-
-
-def test_recall_of_few_has_its_own_images():
-    rows = [[1] * 600, [0] * 600]
-    found, = results_of(off={1: rows}).runs({}).values()
-    shares = page.shares(found, "few", {}, 1)
-    assert shares.sum() == pytest.approx(100)
-    assert [k for k in range(24) if shares[k].any()] == page.groups(0.01, 1)["few"]
 
 
 def test_zero_shot_is_paired_with_every_seed():
@@ -322,17 +314,11 @@ def test_zero_shot_is_paired_with_every_seed():
     assert estimate.mean == pytest.approx(10) and estimate.n == 2
 
 
-def test_within_takes_the_means_of_cells_off():
+def test_within_power_and_words_by_hand():
     x, y = numpy.array([[1., 2, 3], [11, 12, 13]]), numpy.array([[3., 2, 1], [33, 32, 31]])
-    assert page.within(x, y) == pytest.approx(-1)
-
-
-def test_power_is_student_ts():
+    assert page.within(x, y) == pytest.approx(-1)           # the means of cells are taken off
     # n = 9: t of 97.5 % is 2.306, of 80 % 0.889, over sqrt(9)
     assert page.power_half(9) == pytest.approx((2.306 + 0.889) / 3, abs=1e-3)
-
-
-def test_signs_and_words_follow_the_interval():
     assert [page.Estimate(m, m - 1, m + 1, 8).sign for m in (2.0, -2.0, 0.5)] == [1, -1, 0]
     lopsided = page.Estimate(-.3, -.4, -.1, 8)
     assert lopsided.sign == -1 and lopsided.quoted(2) == "-0.30 [-0.40, -0.10] (8)"
@@ -635,17 +621,16 @@ def own_csv(at, monkeypatch):
     return at
 
 
-@pytest.mark.parametrize("words, reason", [
-    ("--processes 0", "--processes: must be from 1"), ("--page", "lacks"),
-    ("--page --quick", "not allowed with")])
-def test_the_laboratory_refuses_before_any_work(own_csv, words, reason):
+@pytest.mark.parametrize("words, csv, reason", [
+    ("--processes 0", None, "--processes: must be from 1"), ("--page", None, "lacks"),
+    ("--page --quick", None, "not allowed with"),
+    ("--page", "run,base\n--method maple,70\n", "expected the columns world, method")])
+def test_the_laboratory_refuses_before_any_work(own_csv, words, csv, reason):
+    if csv:
+        page.CSV.write_text(csv)
+    before = files(own_csv)
     assert reason in refused(*words.split(), main=laboratory.main)
-    assert not files(own_csv)
-
-
-def test_another_form_of_the_csv_is_refused(own_csv):
-    page.CSV.write_text("run,base\n--method maple,70\n")
-    assert "expected the columns world, method" in refused("--page", main=laboratory.main)
+    assert files(own_csv) == before
 
 
 def test_a_run_that_fails_is_named_and_what_is_finished_is_not_made_again(at, monkeypatch):
