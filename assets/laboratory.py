@@ -9,10 +9,8 @@ GRIDS is what is run; laboratory.csv keeps the numbers, a row a run. assets/labo
 the rows, the statistics and the tables. figure2.png is `python assets/figures.py 2
 runs/laboratory/long-0.01 runs/laboratory/even-long`, figure1.png figures.py 1 of runs of seed 1.
 
-Means and printed sums are one family. With K classes, batches of B and N training images, Eq. (5)'s
-sum with w_1 is its mean with K (K - 1) w_1, and Eq. (6)'s sum with w_2 is its mean with B w_2 over
-a batch and with N w_2 over the training set, as it is printed. Here 132 x 0.3 = 39.6, 4 x 0.8 = 3.2
-and 45 x 0.8 = 36.
+Printed sums are means with other weights: K (K - 1) w_1 for Eq. (5), 132 x 0.3 = 39.6; for Eq. (6)
+B w_2 over a batch and N w_2 over the training set, as it is printed, 4 x 0.8 = 3.2, 45 x 0.8 = 36.
 """
 import contextlib
 import io
