@@ -9,13 +9,10 @@ GRIDS is what is run; laboratory.csv keeps the numbers, a row a run. assets/labo
 the rows, the statistics and the tables. figure2.png is `python assets/figures.py 2
 runs/laboratory/long-0.01 runs/laboratory/even-long`, figure1.png figures.py 1 of runs of seed 1.
 
-Means and printed sums are one family. With K classes, batches of B and N training images, Eq. (5)'s
-sum with w_1 is its mean with K (K - 1) w_1, and Eq. (6)'s sum with w_2 is its mean with B w_2 over
-a batch and with N w_2 over the training set, as it is printed. Here 132 x 0.3 = 39.6, 4 x 0.8 = 3.2
-and 45 x 0.8 = 36.
+Printed sums are means with other weights: K (K - 1) w_1 for Eq. (5), 132 x 0.3 = 39.6; for Eq. (6)
+B w_2 over a batch and N w_2 over the training set, as it is printed, 4 x 0.8 = 3.2, 45 x 0.8 = 36.
 """
 import contextlib
-import csv
 import io
 import itertools
 import json
@@ -92,6 +89,7 @@ zero-shot CLIP's; of those that meet it the one of the highest mean H is taken, 
 CoCoOp alike, as Sec. 5 has one for both; only where none meets it 10 epochs are tried, then 2;
 where none does, the paper's 0.0035 stays
 """
+MET = {True: "met    ", False: "NOT MET"}
 WATCHED = ("long-0.01", "adjusted")                         # Remark 2 over training
 QUICK = ("zeroshot", "main", "long-0.01", "even-long")
 
@@ -120,19 +118,10 @@ def start(name, cell, seed, folder):
     One thread: another number takes some sums in another order.
     """
     torch.set_num_threads(1)
-    words = ["--method", cell.get("method", "maple"), "--seed", str(seed), "--device", "cpu",
-             "--out", str(folder)]
+    args, = train.parse(["--method", cell.get("method", "maple"), "--seed", str(seed),
+                         "--device", "cpu", "--out", str(folder)])
     if cell != page.ZERO:
-        words.append("--shuffle-classes")
-        asked = page.CELL | cell
-        words += ["--npt", "on" if asked["npt"] else "off"]
-        words += ["--logit-adjust"] * asked["logit_adjust"]
-        options = ["epochs", "lr", "classes", "w1", "w2"] + ["tau"] * (asked["images"] is None)
-        for option in set(options) & asked.keys():
-            words += [f"--{option}", page.setting(asked[option])]
-    args, = train.parse(words)
-    if cell != page.ZERO:
-        args.images, args.balanced_mi = asked["images"], asked["balanced_mi"]
+        vars(args).update(page.CELL | cell, shuffle_classes=True)
     args.quiet = True
     with contextlib.redirect_stdout(io.StringIO()):
         train.run(args, watch=history.watch if name in WATCHED else None)
@@ -162,16 +151,12 @@ def make_runs(runs, processes):
                              "again for those alone")
     for name, cell, seed in runs:
         if name == "transfer":
-            evaluate_on_targets(folder_of(name, cell, seed))
+            folder = folder_of(name, cell, seed)
+            words = [str(folder), "--task", "cross-dataset", "--targets", *page.TARGETS]
+            measured = (folder / "evaluation" / "cross-dataset.json").is_file()
+            if not measured and evaluate.main(words):
+                raise ValueError(f"{folder} could not be evaluated on the targets")
     return dict(numbers_of(folder_of(*run)) for run in runs)
-
-
-def evaluate_on_targets(folder):
-    """A transfer run on all targets."""
-    if not (folder / "evaluation" / "cross-dataset.json").is_file():
-        words = [str(folder), "--task", "cross-dataset", "--targets", *page.TARGETS]
-        if evaluate.main(words):
-            raise ValueError(f"{folder} could not be evaluated on the targets")
 
 
 # A run's numbers ---------------------------------------------------------------------------------
@@ -192,10 +177,7 @@ def numbers_of(folder):
 
 
 def of_groups(folder, result):
-    """What is said of many-, medium- and few-shot classes.
-
-    A balanced run has the groups of the long-tailed one of its seed, tau = 0.01: its twin.
-    """
+    """What is said of many-, medium- and few-shot classes, see laboratory_page.groups."""
     K, inside = len(result["class_counts"]), page.groups(result["tau"], result["draw_seed"])
     right = page.unpacked(result["right"], K)                                    # (K, test images)
     found = {group: 100 * right[ks].mean() for group, ks in inside.items()}
@@ -204,8 +186,12 @@ def of_groups(folder, result):
         with torch.no_grad():
             g = learner.text_features()
         found |= {"cos_all": mean_cosine(g), "cos_few": mean_cosine(g[inside["few"]])}
-    if (folder / "history.csv").is_file():
-        found |= remark_2(folder, result["class_counts"], inside)
+    if (folder / "history.csv").is_file():                      # Remark 2's weights over n_k
+        rows, n = data.read_csv(folder / "history.csv"), result["class_counts"]
+        for name in page.WEIGHTS:
+            word, group, when = name.split("_")
+            row = rows[0 if when == "first" else -1]
+            found[name] = numpy.mean([float(row[f"{word}_{k}"]) / n[k] for k in inside[group]])
     return found
 
 
@@ -213,16 +199,6 @@ def mean_cosine(g):
     """Avg_{i != j} <g_i, g_j> of unit rows (K, d)."""
     S = (g @ g.T).double()
     return ((S.sum() - S.trace()) / (len(g) * (len(g) - 1))).item()
-
-
-def remark_2(folder, n, inside):
-    """WEIGHTS: the two weights over n_k, averaged within groups, after the first and last epoch."""
-    with open(folder / "history.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {f"{word}_{group}_{when}": numpy.mean([float(row[f"{word}_{k}"]) / n[k]
-                                                  for k in inside[group]])
-            for group in ("many", "few") for when, row in (("first", rows[0]), ("last", rows[-1]))
-            for word in ("cohesion", "repulsion")}
 
 
 def collect(names, processes):
@@ -290,24 +266,21 @@ def criteria(found, lift):
 
     found  what geometry() gives; lift: MaPLe's gain in base accuracy at tau = 1, one a seed
     """
-    rows = [("1/lambda = 100", f"{found['1/lambda']:.1f}", abs(found["1/lambda"] - 100) < .1),
-            ("mean cosine of the base class texts at least 0.5", f"{found['texts']:.2f}",
-             found["texts"] >= .5),
-            ("cosine of an image with its own text 0.2 to 0.4", f"{found['own']:.2f}",
-             .2 <= found["own"] <= .4),
-            ("and above that with other texts", f"{found['others']:.2f}",
-             found["own"] > found["others"])]
-    rows += [(f"zero-shot between 40 and 75 % on {part} classes", f"{found[part]:.1f}",
-              40 <= found[part] <= 75) for part in ("base", "novel")]
-    rows += [(f"zero-shot on {target} above three times chance and below 95 %",
-              f"{found[target]:.1f}", 3 * found[f"chance {target}"] < found[target] < 95)
-             for target in page.TARGETS]
-    mean, sd = numpy.mean(lift), numpy.std(lift, ddof=1)
-    rows += [(f"MaPLe at tau = 1 lifts base accuracy by 10 points or more ({len(lift)} seeds)",
-              f"{mean:.1f} ± {sd:.1f}", mean >= 10)]
-    lines = [f"world {page.fingerprint()}, no run with NPT"]
-    for what, value, met in rows:
-        lines.append(f"{'met    ' if met else 'NOT MET'}  {value:>11}  {what}")
+    checks = [("1/lambda = 100", "1/lambda", 1, abs(found["1/lambda"] - 100) < .1),
+              ("mean cosine of the base class texts at least 0.5", "texts", 2,
+               found["texts"] >= .5),
+              ("cosine of an image with its own text 0.2 to 0.4", "own", 2,
+               .2 <= found["own"] <= .4),
+              ("and above that with other texts", "others", 2, found["own"] > found["others"])]
+    checks += [(f"zero-shot between 40 and 75 % on {part} classes", part, 1,
+                40 <= found[part] <= 75) for part in ("base", "novel")]
+    checks += [(f"zero-shot on {target} above three times chance and below 95 %", target, 1,
+                3 * found[f"chance {target}"] < found[target] < 95) for target in page.TARGETS]
+    lines = [f"world {page.fingerprint()}, no run with NPT",
+             *(f"{MET[met]}  {found[name]:>11.{digits}f}  {what}"
+               for what, name, digits, met in checks),
+             f"{MET[numpy.mean(lift) >= 10]}  {page.spread(lift):>11}  MaPLe at tau = 1 lifts base "
+             f"accuracy by 10 points or more ({len(lift)} seeds)"]
     return "\n".join(lines) + "\n"
 
 
@@ -336,7 +309,14 @@ def run(args):
         done = make_runs(planned(QUICK, QUICK_SEEDS), args.processes)
         print(page.quick(page.Results(done)))
     else:
-        write_page(page.read_results() if args.page else collect(GRIDS, args.processes))
+        done = page.read_results() if args.page else collect(GRIDS, args.processes)
+        missing = [key for key in keys(GRIDS) if key not in done]
+        if missing:
+            raise ValueError(f"{page.CSV.name} lacks {len(missing)} runs of this world, first "
+                             f"{' '.join(missing[0])}: leave out --page to make them")
+        # the tables anew; the prose stays as it is
+        data.write(PAGE, page.with_tables(PAGE.read_text(encoding="utf-8"), page.Results(done)))
+        print(f"written: {PAGE}")
 
 
 def criteria_text(found, done):
@@ -359,22 +339,11 @@ def choice(found, pilots):
             met = numpy.mean(base) >= found["base"] and numpy.mean(novel) >= found["novel"]
             if met:
                 means[rate] = numpy.mean(h)
-            lines.append(f"{'met    ' if met else 'NOT MET'}  {epochs:>2} epochs, {rate:<6g}  base "
+            lines.append(f"{MET[met]}  {epochs:>2} epochs, {rate:<6g}  base "
                          f"{page.spread(base)}, novel {page.spread(novel)}, H {page.spread(h)}")
         if means and not taken:
             taken = f"{epochs} epochs, {max(means, key=means.get):g}"
     return "\n".join([*lines, f"taken: {taken or 'none'}"]) + "\n"
-
-
-def write_page(done):
-    """The tables of laboratory.md anew; its prose stays as it is."""
-    missing = [key for key in keys(GRIDS) if key not in done]
-    if missing:
-        raise ValueError(f"{page.CSV.name} lacks {len(missing)} runs of this world, first "
-                         f"{' '.join(missing[0])}: leave out --page to make them")
-    text = PAGE.read_text(encoding="utf-8")
-    data.write(PAGE, page.with_tables(text, page.Results(done)))
-    print(f"written: {PAGE}")
 
 
 def main(argv=None):

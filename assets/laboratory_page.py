@@ -56,6 +56,9 @@ TWICE = {"epochs": 44}
 OWN = train.TINY["maple"]                   # what criteria.txt took for the tiny CLIP, later
 COCOOP = {"method": "cocoop"}
 ADJUSTED = {**LONG, "logit_adjust": True}
+NPT_LONG = {**LONG, **NPT}
+SUM_LC, SUM_MI = {**NPT_LONG, "w1": 39.6}, {**NPT_LONG, "w2": 36.0}     # printed sums, as means
+SUMS = {**SUM_LC, **SUM_MI}
 W2 = (0.0, 0.8, 3.2, 36.0)
 EPOCHS_TRIED = (5, 10, 2)           # in this order
 RATES_TRIED = (0.0002, 0.0004, 0.0009, 0.0018, 0.0035, 0.007)    # factors of two
@@ -188,8 +191,8 @@ class Results:
         found = self.runs(cell)
         return [found[s][measure] for s in sorted(found) if seeds is None or s in seeds]
 
-    def mean(self, measure, cell, seeds=None):
-        return float(numpy.mean(self.values(measure, cell, seeds)))
+    def mean(self, measure, cell):
+        return float(numpy.mean(self.values(measure, cell)))
 
     def common(self, *cells):
         """Seeds that all of these cells have; zero-shot CLIP has any."""
@@ -204,7 +207,7 @@ class Results:
         """
         signs = (1, -1, -1, 1)[:len(cells)]
         seeds = [s for s in self.common(*cells) if seeds is None or s in seeds]
-        difference, shift = numpy.zeros(len(seeds)), 0.0
+        difference, shift, noise = numpy.zeros(len(seeds)), 0.0, 0.0
         for sign, cell in zip(signs, cells, strict=True):
             runs = self.runs(cell)
             found = {seed: runs[1 if cell == ZERO else seed] for seed in seeds}
@@ -212,7 +215,9 @@ class Results:
             if measure in SHARED:
                 shift = shift + sign * numpy.array([shares(numbers, measure, cell, seed)
                                                     for seed, numbers in found.items()])
-        noise = within_classes(shift.mean(axis=0)) if measure in SHARED and len(seeds) else 0.0
+        if measure in SHARED and seeds:                 # had other images of the classes been met
+            shift = shift.mean(axis=0)                                      # (classes, images)
+            noise = shift.shape[1] * shift.var(axis=1, ddof=1).sum()
         return by_students_t(difference, noise, comparisons)
 
 
@@ -247,22 +252,17 @@ def shares(found, measure, cell, seed):
 
     H is not linear in the images: its shares are those of its derivative.
     """
-    right = numpy.stack([unpacked(found[bits], 12) for bits in BITS])
+    right = numpy.stack([unpacked(found[bits], 12) for bits in BITS])              # (2, 12, 50)
     b, n = found["base"], found["novel"]
-    weight = {"base": (1, 0), "novel": (0, 1), "lead": (-1, 1),
+    halves = {"base": (1, 0), "novel": (0, 1), "lead": (-1, 1),
               H: (2 * n * n / (b + n) ** 2, 2 * b * b / (b + n) ** 2)}
-    if measure in weight:
-        each = 100 * numpy.array(weight[measure]).reshape(2, 1, 1) * right / right[0].size
-        return each.reshape(24, -1)
-    each = numpy.zeros_like(right)
-    inside = groups((CELL | cell)["tau"], seed)[measure]
-    each[0, inside] = 100 * right[0, inside] / right[0, inside].size
-    return each.reshape(24, -1)
-
-
-def within_classes(shares):
-    """Variance of the sum of shares (classes, images), had other images of the classes been met."""
-    return (shares.shape[1] * shares.var(axis=1, ddof=1)).sum()
+    weight = numpy.zeros((2, 12, 1))
+    if measure in halves:
+        weight += numpy.reshape(halves[measure], (2, 1, 1)) / 12
+    else:
+        inside = groups((CELL | cell)["tau"], seed)[measure]
+        weight[0, inside] = 1 / len(inside)
+    return (100 * weight * right / right.shape[2]).reshape(24, -1)
 
 
 # five cells of 240 steps
@@ -395,14 +395,19 @@ def spread(values, digits=1):
     return f"{numpy.mean(values):.{digits}f}{sd}"
 
 
+def told(estimates, verdicts):
+    """Two cells of a row: estimates as words, and their verdicts, one where all are the same."""
+    same = len(set(verdicts)) == 1
+    return "; ".join(estimates), "; ".join(verdicts[:1] if same else verdicts)
+
+
 def claims_table(found):
     rows = []
     for place, claim, sign, digits, shown in CLAIMS:
         if sign:
             estimates = [shown_by(found, claim, what) for what in shown]
-            verdicts = [VERDICTS[sign * estimate.sign] for estimate in estimates]
-            same = verdicts[:1] if len(set(verdicts)) == 1 else verdicts
-            shown = ["; ".join(e.quoted(digits) for e in estimates), "; ".join(same)]
+            shown = told([estimate.quoted(digits) for estimate in estimates],
+                         [VERDICTS[sign * estimate.sign] for estimate in estimates])
         rows.append((place, claim, *shown))
     return markdown(("paper", "claim", "here (seeds)", "verdict"), rows)
 
@@ -423,84 +428,62 @@ def main_table(found):
     return markdown(("tau", "", "base", "novel", "H", "|Delta_LCD|", "|Delta_MID|", "seeds"), rows)
 
 
-CONTROLS = (
-    ("45 images long-tailed minus 45 even, 55 steps", {}, EVEN),
-    ("the same, 242 steps", LONG, EVEN_LONG),
-    ("the same, 484 steps", {**LONG, **TWICE}, {**EVEN, **TWICE}),
-    ("fewer images: 45 even minus 192 even, 240 steps", EVEN_LONG, BALANCED),
-    ("fewer steps: 55 minus 242, 45 even", EVEN, EVEN_LONG),
-    ("all three: tau = 0.01 minus 1, 5 epochs each", {}, BALANCED))
+# A head, with {} for the number of seeds that its rows share; {row: (cell, what is taken off)};
+# {column: (measure, digits, what is taken off in place of the row's)}, without digits its seeds
+CONTROLS = ("MaPLe", {
+    "45 images long-tailed minus 45 even, 55 steps": ({}, EVEN),
+    "the same, 242 steps": (LONG, EVEN_LONG),
+    "the same, 484 steps": ({**LONG, **TWICE}, {**EVEN, **TWICE}),
+    "fewer images: 45 even minus 192 even, 240 steps": (EVEN_LONG, BALANCED),
+    "fewer steps: 55 minus 242, 45 even": (EVEN, EVEN_LONG),
+    "all three: tau = 0.01 minus 1, 5 epochs each": ({}, BALANCED),
+}, {"H": (H, 1, None), "recall of few": ("few", 1, None), "seeds": (H, None, None)})
+REMEDIES = ("{} seeds", {
+    "MaPLe": (LONG, LONG),
+    "+ logit adjustment": (ADJUSTED, LONG),
+    "+ NPT": (NPT_LONG, LONG),
+    "+ NPT, L_MI a mean over classes": ({**NPT_LONG, "balanced_mi": True}, LONG),
+    "+ NPT + logit adjustment": ({**ADJUSTED, **NPT}, LONG),
+}, {"gain in H": (H, 1, None), "in recall of many": ("many", 1, None), "of few": ("few", 1, None),
+    "H minus zero-shot": (H, 1, ZERO)})
+READINGS = ("(w_1, w_2) as means, {} seeds", {
+    "means (0.3, 0.8)": (NPT_LONG, LONG),
+    "Eq. (5) as a sum (39.6, 0.8)": (SUM_LC, LONG),
+    "Eq. (6) as a sum (0.3, 36)": (SUM_MI, LONG),
+    "both, as printed (39.6, 36)": (SUMS, LONG),
+    "both, over the batch (39.6, 3.2)": ({**SUM_LC, "w2": 3.2}, LONG),
+}, {"H": (H, 1, None), "|Delta_LCD|": ("lcd", 3, None), "Var of cosines": ("lc_unequal", 3, None),
+    "|Delta_MID|": ("mid", 3, None)})
 
 
-def controls_table(found):
-    rows = []
-    for words, one, other in CONTROLS:
-        moved = [found.paired(m, one, other) for m in (H, "few")]
-        rows.append((words, *(estimate.words() for estimate in moved), moved[0].n))
-    return markdown(("MaPLe", "H", "recall of few", "seeds"), rows)
-
-
-REMEDIES = (("MaPLe", LONG), ("+ logit adjustment", ADJUSTED), ("+ NPT", {**LONG, **NPT}),
-            ("+ NPT, L_MI a mean over classes", {**LONG, **NPT, "balanced_mi": True}),
-            ("+ NPT + logit adjustment", {**ADJUSTED, **NPT}))
-
-
-def remedies_table(found):
-    seeds = found.common(*(cell for _, cell in REMEDIES))
-    rows = []
-    for name, cell in REMEDIES:
-        gains = [found.paired(m, cell, LONG, seeds=seeds).words() if cell != LONG else ""
-                 for m in (H, "many", "few")]
-        rows.append((name, *gains,
-                     found.paired(H, cell, ZERO, seeds=seeds).words()))
-    return markdown((f"{len(seeds)} seeds", "gain in H", "in recall of many", "of few",
-                     "H minus zero-shot"), rows)
-
-
-READINGS = (("means (0.3, 0.8)", {}), ("Eq. (5) as a sum (39.6, 0.8)", {"w1": 39.6}),
-            ("Eq. (6) as a sum (0.3, 36)", {"w2": 36.0}),
-            ("both, as printed (39.6, 36)", {"w1": 39.6, "w2": 36.0}),
-            ("both, over the batch (39.6, 3.2)", {"w1": 39.6, "w2": 3.2}))
-
-
-def reading(place):
-    """The cell of a row of READINGS."""
-    return {**LONG, **NPT, **READINGS[place][1]}
-
-
-def readings_table(found):
-    rows, seeds = [], found.common(*map(reading, range(len(READINGS))))
-    for place, (name, _) in enumerate(READINGS):
-        moved = [found.paired(m, reading(place), LONG, seeds=seeds)
-                 for m in (H, "lcd", "lc_unequal", "mid")]
-        rows.append((name, moved[0].words(), *(estimate.words(3) for estimate in moved[1:])))
-    return markdown((f"(w_1, w_2) as means, {len(seeds)} seeds", "H", "|Delta_LCD|",
-                     "Var of cosines", "|Delta_MID|"), rows)
+def differences_table(found, head, rows, columns):
+    seeds = found.common(*(cell for cell, _ in rows.values())) if "{}" in head else None
+    lines = []
+    for words, (cell, plain) in rows.items():
+        line = [words]
+        for measure, digits, other in columns.values():
+            moved = found.paired(measure, cell, other or plain, seeds=seeds)
+            shown = moved.words(digits) if digits else moved.n
+            line.append("" if cell == (other or plain) else shown)
+        lines.append(line)
+    return markdown((head.format(len(seeds or ())), *columns), lines)
 
 
 # Real features, from files of their own ----------------------------------------------------------
 
 @lru_cache
-def real_cells():
-    """{(model, tau, w1, w2) as words: its rows of real_features.csv, by seed}."""
-    cells = {}
-    for row in data.read_csv(real_features.CSV):
-        cells.setdefault((row["model"], row["tau"], row["w1"], row["w2"]), []).append(row)
-    return cells
-
-
-def real_values(model, measure, cell):
-    """One number a seed, of a cell (tau, w1, w2) or of zero-shot CLIP."""
-    tau, w1, w2 = cell
-    key = ("zero-shot", "", "", "") if cell == real_features.ZERO else (model, f"{tau:g}", w1, w2)
-    return numpy.array([float(row[measure]) for row in real_cells()[key]])
+def rows_of(path):
+    return data.read_csv(path)
 
 
 def real_change(model, measure, more, less):
-    """The cells of `more` together minus those of `less`, paired by seed."""
-    added, taken = (sum(real_values(model, measure, cell) for cell in cells)
-                    for cells in (more, less))
-    return by_students_t(added - taken)
+    """The cells (tau, w_1, w_2) of `more` together minus those of `less`, paired by seed."""
+    def values(cell):
+        key = ("zero-shot" if cell == real_features.ZERO else model, *map(setting, cell))
+        return numpy.array([float(row[measure]) for row in rows_of(real_features.CSV)
+                            if (row["model"], row["tau"], row["w1"], row["w2"]) == key])
+
+    return by_students_t(sum(map(values, more)) - sum(map(values, less)))
 
 
 def outcome(estimate, low, high):
@@ -513,13 +496,12 @@ def outcome(estimate, low, high):
 def predictions_table(found):
     rows = []
     for words, parts in real_features.PREDICTIONS.items():
-        outcomes, verdicts = [], []
+        changes, outcomes = [], []
         for model, measure, more, less, inside in parts:
             estimate = real_change(model, measure, more, less)
-            outcomes.append(estimate.words({"delta_lcd": 3, "lc_unequal": 4}.get(measure, 1)))
-            verdicts.append(outcome(estimate, *inside))
-        verdicts = verdicts if len({*verdicts}) > 1 else verdicts[:1]
-        rows.append((words, "; ".join(outcomes), "; ".join(verdicts)))
+            changes.append(estimate.words({"delta_lcd": 3, "lc_unequal": 4}.get(measure, 1)))
+            outcomes.append(outcome(estimate, *inside))
+        rows.append((words, *told(changes, outcomes)))
     return markdown(("predicted", "outcome", "verdict"), rows)
 
 
@@ -529,21 +511,18 @@ FIGURES = {"own cosine": "cosine, image and its own text",
            "0.3 L_LC": "0.3 L_LC, mean over pairs", "0.8 L_MI": "0.8 L_MI, mean over images"}
 
 
-def real_figures():
-    """{name: (of ViT-B/32, of the little world)} as geometry.py wrote them."""
-    return {row["what"]: (row["file"], row["world"]) for row in data.read_csv(geometry.CSV)}
-
-
 def geometry_table(found):
-    figures = real_figures()
-    rows = [(name, *(f"{float(figures[what][place]):.3f}" for what in FIGURES.values()))
-            for place, name in enumerate(("ViT-B/32", "little world"))]
-    return markdown(("zero-shot", *FIGURES), rows)
+    rows = {row["what"]: row for row in rows_of(geometry.CSV)}
+    return markdown(("zero-shot", *FIGURES), [
+        (name, *(f"{float(rows[what][column]):.3f}" for what in FIGURES.values()))
+        for name, column in (("ViT-B/32", "file"), ("little world", "world"))])
 
 
-TABLES = {"claims": claims_table, "main": main_table, "controls": controls_table,
-          "remedies": remedies_table, "readings": readings_table, "geometry": geometry_table,
-          "predictions": predictions_table}
+TABLES = {"claims": claims_table, "main": main_table, "geometry": geometry_table,
+          "predictions": predictions_table,
+          "controls": lambda found: differences_table(found, *CONTROLS),
+          "remedies": lambda found: differences_table(found, *REMEDIES),
+          "readings": lambda found: differences_table(found, *READINGS)}
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

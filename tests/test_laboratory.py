@@ -17,7 +17,7 @@ import data
 import evaluate
 import prompts
 import train
-from assets import free_features, laboratory, real_features, report
+from assets import free_features, geometry, laboratory, real_features, report
 from assets import laboratory_page as page
 from assets.laboratory_page import (
     ADJUSTED,
@@ -150,13 +150,9 @@ def test_best_shared_part_by_search():
 
 def test_gradient_share_by_finite_differences():
     """Texts that are learned themselves; both parts of L_LC by loops over pairs."""
-    class Free(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.g = torch.nn.Parameter(torch.tensor([[1., .2], [.5, .9], [-.3, .8]]).double())
-
-        def text_features(self):
-            return self.g
+    learner = torch.nn.Module()
+    learner.g = torch.nn.Parameter(torch.tensor([[1., .2], [.5, .9], [-.3, .8]]).double())
+    learner.text_features = lambda: learner.g
 
     def parts(flat):
         rows = [flat[:2], flat[2:4], flat[4:]]
@@ -165,7 +161,7 @@ def test_gradient_share_by_finite_differences():
         mean = sum(cosines) / 6
         return (mean + 1 / 2) ** 2, sum((c - mean) ** 2 for c in cosines) / 6
 
-    learner, step = Free(), 1e-6
+    step = 1e-6
     flat = learner.g.flatten().tolist()
     squares = [0.0, 0.0]
     for i in range(6):
@@ -301,16 +297,12 @@ def test_harmonic_means_noise_is_its_derivatives():
         moved = 2 * base * novel / (base + novel) - 2 * b * n / (b + n)
         assert shares[12 * part, 0] == pytest.approx(moved, rel=0.01)
     assert shares[11, 49] == 0 == shares[23, 49]
+    few = page.shares(found, "few", {}, 1)                      # its own classes' images alone
+    inside = page.groups(0.01, 1)["few"]
+    assert few.sum() == pytest.approx(100 * sum(k < 6 for k in inside) / len(inside))
+    assert [k for k in range(24) if few[k].any()] == [k for k in inside if k < 6] != []
     lead = page.shares(found, "lead", {}, 1)
     assert lead[0, 0] == pytest.approx(-step) and lead[12, 0] == pytest.approx(step)
-
-
-def test_recall_of_few_has_its_own_images():
-    rows = [[1] * 600, [0] * 600]
-    found, = results_of(off={1: rows}).runs({}).values()
-    shares = page.shares(found, "few", {}, 1)
-    assert shares.sum() == pytest.approx(100)
-    assert [k for k in range(24) if shares[k].any()] == page.groups(0.01, 1)["few"]
 
 
 def test_zero_shot_is_paired_with_every_seed():
@@ -322,17 +314,11 @@ def test_zero_shot_is_paired_with_every_seed():
     assert estimate.mean == pytest.approx(10) and estimate.n == 2
 
 
-def test_within_takes_the_means_of_cells_off():
+def test_within_power_and_words_by_hand():
     x, y = numpy.array([[1., 2, 3], [11, 12, 13]]), numpy.array([[3., 2, 1], [33, 32, 31]])
-    assert page.within(x, y) == pytest.approx(-1)
-
-
-def test_power_is_student_ts():
+    assert page.within(x, y) == pytest.approx(-1)           # the means of cells are taken off
     # n = 9: t of 97.5 % is 2.306, of 80 % 0.889, over sqrt(9)
     assert page.power_half(9) == pytest.approx((2.306 + 0.889) / 3, abs=1e-3)
-
-
-def test_signs_and_words_follow_the_interval():
     assert [page.Estimate(m, m - 1, m + 1, 8).sign for m in (2.0, -2.0, 0.5)] == [1, -1, 0]
     lopsided = page.Estimate(-.3, -.4, -.1, 8)
     assert lopsided.sign == -1 and lopsided.quoted(2) == "-0.30 [-0.40, -0.10] (8)"
@@ -461,7 +447,6 @@ CONSTANTS = [
     "setting's 10;"]
 
 
-
 def quoted(found):
     """[(fragment of laboratory.md, its figures)], from laboratory.csv and free_features.csv."""
     def p(digits, measure, *cells, **more):
@@ -471,7 +456,7 @@ def quoted(found):
         return found.paired(H, {**cell, **NPT}, cell, **more)
 
     short, seeds = ({}, EVEN), found.common({}, EVEN, LONG, EVEN_LONG)
-    with_npt, strong_lc, strong_mi = {**LONG, **NPT}, page.reading(1), page.reading(2)
+    with_npt, strong_lc, strong_mi = {**LONG, **NPT}, page.SUM_LC, page.SUM_MI
     cells = [{**learner, "tau": tau} for learner in ({}, COCOOP) for tau in page.TAUS]
     cells += [LONG_005, LONG, {**LONG, **TWICE}, EVEN, EVEN_LONG, ADJUSTED, page.OWN,
               {**BALANCED, **page.OWN}]
@@ -496,7 +481,9 @@ def quoted(found):
 
     tried = page.Results(page.read_results(), pilot=True)
     met = laboratory.CRITERIA.read_text(encoding="utf-8")
-    by_map, by_free = (page.real_cells()[model, "1", "0", "0"] for model in ("map", "free"))
+    by_map, by_free = (next(row for row in read(real_features.CSV) if row["model"] == model)
+                       for model in ("map", "free"))
+    n_real = read(geometry.CSV)[0]["file"]
     h5 = found.paired(H, NPT, {}, comparisons=page.HYPOTHESES)
     t = page.evaluate.student_t(39, 1 - 0.05 / 6)
     shown = h5.half * (t + page.evaluate.student_t(39, 0.6)) / t
@@ -515,7 +502,7 @@ def quoted(found):
         ("MaPLe stands {} from zero-shot CLIP in 5 epochs, {} in 242 steps.",
          (p(1, H, {}, ZERO), p(1, H, LONG, ZERO))),
         ("move |Delta_LCD| by {} and H by {} (last table).",
-         (p(2, "lcd", page.reading(3), LONG), p(1, H, page.reading(3), LONG))),
+         (p(2, "lcd", page.SUMS, LONG), p(1, H, page.SUMS, LONG))),
         ("as a sum moves H by {}, with |Delta_LCD| higher by {}.",
          (p(1, H, strong_mi, LONG), p(3, "lcd", strong_mi, LONG))),
         ("Here {} in zero-shot CLIP, {} after MaPLe",
@@ -546,10 +533,10 @@ def quoted(found):
         ("MaPLe stands {} from zero-shot CLIP at tau = 1, as it was chosen to, and {} at 0.01.",
          (p(1, H, {**BALANCED, **page.OWN}, ZERO), p(1, H, page.OWN, ZERO))),
         ("at most {} images, \"many\" with {} or more;", (report.FEW, report.MANY)),
-        ("for {} classes of Caltech101", (page.real_figures()["classes"][0],)),
-        ("of these {} classes alone", (page.real_figures()["classes"][0],)),
+        ("for {} classes of Caltech101", (n_real,)),
+        ("of these {} classes alone", (n_real,)),
         ("Adam's rate {} and {} steps (map), {} (free, the most tried)",
-         (by_map[0]["rate"], by_map[0]["steps"], by_free[0]["steps"])),
+         (by_map["rate"], by_map["steps"], by_free["steps"])),
         ("alone it moves H by {} (map) and few-shot recall by {} (free), L_LC alone by {} and {}.",
          (real("map", "H", "0", "mean"), real("free", "few", "0", "mean"),
           real("map", "H", "mean", "0"), real("free", "few", "mean", "0"))),
@@ -635,17 +622,16 @@ def own_csv(at, monkeypatch):
     return at
 
 
-@pytest.mark.parametrize("words, reason", [
-    ("--processes 0", "--processes: must be from 1"), ("--page", "lacks"),
-    ("--page --quick", "not allowed with")])
-def test_the_laboratory_refuses_before_any_work(own_csv, words, reason):
+@pytest.mark.parametrize("words, csv, reason", [
+    ("--processes 0", None, "--processes: must be from 1"), ("--page", None, "lacks"),
+    ("--page --quick", None, "not allowed with"),
+    ("--page", "run,base\n--method maple,70\n", "expected the columns world, method")])
+def test_the_laboratory_refuses_before_any_work(own_csv, words, csv, reason):
+    if csv:
+        page.CSV.write_text(csv)
+    before = files(own_csv)
     assert reason in refused(*words.split(), main=laboratory.main)
-    assert not files(own_csv)
-
-
-def test_another_form_of_the_csv_is_refused(own_csv):
-    page.CSV.write_text("run,base\n--method maple,70\n")
-    assert "expected the columns world, method" in refused("--page", main=laboratory.main)
+    assert files(own_csv) == before
 
 
 def test_a_run_that_fails_is_named_and_what_is_finished_is_not_made_again(at, monkeypatch):
