@@ -462,7 +462,7 @@ def find_model(name):
     raise FileNotFoundError(
         f"{name} is neither in {CACHE} nor in {cache}, and could not be downloaded: "
         f"{'; '.join(tried)}. Run again with a network, or put {file} from one of these into "
-        f"{CACHE}, or the last, renamed {own.stem}.safetensors")
+        f"{CACHE}, or the last, renamed {own.stem}.safetensors; other weights: --backbone FILE")
 
 
 def receive(url, path, sha256):

@@ -293,9 +293,11 @@ def check_pictures(dataset, items, decode=True):
     Otherwise all cores decode them, once for all runs of a process.
     """
     names, gone = {name for name, _ in items}, missing(dataset, items)
+    put_back = "put back what is gone" + ", or train anew without it" * dataset.own
     if len(gone) > 5:                               # a folder that is partly there
         raise ValueError(f"{dataset.name}: {len(gone)} of {len(names)} pictures are not in "
-                         f"{dataset.pictures}, first {gone[0]}: was it unpacked whole?")
+                         f"{dataset.pictures}, first {gone[0]}: was it unpacked whole? Else "
+                         f"{put_back}")
     faults = [f"{dataset.path(name)}: picture not found" for name in gone]
     print(*(f"warning: {fault}\n" for fault in faults), sep="", end="")
     if decode and not dataset.embedded:
@@ -305,8 +307,10 @@ def check_pictures(dataset, items, decode=True):
             found = pool.imap(lambda key: fault_of(*key), keys)
             faults += filter(None, tqdm(found, "checking pictures", len(paths), False, delay=1))
     if faults:
+        advice = [put_back] * bool(gone)
+        advice += ["mend or move out all that are named above"] * (len(faults) > len(gone))
         raise ValueError(f"{dataset.name}: {len(faults)} of {len(names)} pictures can't be used, "
-                         f"first {faults[0]}; mend or move out all that are named above")
+                         f"first {faults[0]}; {'; '.join(advice)}")
 
 
 @functools.cache
@@ -568,9 +572,14 @@ def load(name, data_root="data", *, seed=1, classnames=None, fetch=True):
     if "/" in name or os.sep in name:
         raise FileNotFoundError(f"{name}: no such folder; expected one with a sub-folder of "
                                 "pictures for each class")
-    hint = "".join(f"; did you mean {near}?" for near in difflib.get_close_matches(name, NAMES, 1))
-    raise ValueError(f"unknown dataset {name!r}{hint}; expected a folder or one of "
-                     f"{', '.join(NAMES)}")
+    raise ValueError(f"unknown dataset {name!r}{did_you_mean(name, NAMES)}; expected a folder or "
+                     f"one of {', '.join(NAMES)}")
+
+
+def did_you_mean(name, names):
+    """A hint at the one of the names that is most like it, "" where none is."""
+    close = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def refuse_workers():
@@ -722,10 +731,10 @@ def class_folders(folder, prefix, skip, notes):
     if not classes:
         raise ValueError(f"{folder}: expected one sub-folder for each class, found {len(stray)} "
                          "loose files; make class folders (for ImageNet's val/: val/<wnid>/)")
-    heic = sum(name.lower().endswith(HEIC) for name in stray)
-    convert = f"; {heic} of them HEIC: convert to JPEG to use them" * (heic > 0)
+    heic = [name for name in stray if name.lower().endswith(HEIC)]
     notes += [printable(f"{len(found)} {words}, first {found[0]}") for found, words in (
-        (stray, f"files that are not read as pictures ignored{convert}"),
+        (stray, "files that are not read as pictures ignored"),
+        (heic, "of these are HEIC: convert to JPEG to use them"),
         (ours, "folders of a run's or a zip's own files passed over"),
         (deep, "pictures in folders below the classes' count for these")) if found]
     return classes
@@ -955,8 +964,7 @@ def own_dataset(name, classnames, parts, split, folder, notes):
     tested, torn = twins(dataset)
     if tested:
         notes.append(f"{len(tested)} test photos are training photos too, byte for byte, first "
-                     f"{' = '.join(tested[0])}: remove one of each, or the accuracy promises too "
-                     "much")
+                     f"{' = '.join(tested[0])}: remove one of each: what trained is no test")
     if torn:
         notes.append(f"{len(torn)} photos stand in two classes, byte for byte, first "
                      f"{' = '.join(torn[0])}: one of the two classes is wrong")
@@ -973,8 +981,9 @@ def names_from_file(path, ids):
         if len(lines) == len(ids) and sorted(names) == sorted(ids):
             return [names[key] for key in ids]
     odd = min({*names} ^ {*ids}, default="a folder twice")
+    fault = f"; does not fit: {odd}" * (len(lines) == len(ids))
     raise ValueError(f"{path}: expected a line `folder<TAB>name` for each of {len(ids)} class "
-                     f"folders, got {len(lines)} lines; does not fit: {odd}")
+                     f"folders, got {len(lines)} lines{fault}")
 
 
 def load_kept(split_file, folder):

@@ -154,6 +154,16 @@ def mean_recall(y, right, K):
     return recall[n > 0].mean().item()
 
 
+def near_chance(mean, K):
+    """Words where a mean over K classes, per cent, is near that of one answer to all; else "".
+
+    Open point: near is up to half as much again, and up to 10 points more.
+    """
+    one = 100 / K
+    near = K > 1 and mean <= one + min(one / 2, 10)
+    return f"mean over classes {mean:.1f} %, near chance: one answer to all has {one:.1f} %" * near
+
+
 def harmonic_mean(base, novel):
     """H = 2 b n / (b + n); 0 where both are 0."""
     return 2 * base * novel / (base + novel or 1)
@@ -321,9 +331,12 @@ def load_run(folder, device="cpu", dtype=torch.float32, classnames=None, backbon
     lacking = [name for name in ("result.json", "prompts.pt", "run.json")
                if not (folder / name).is_file()]
     if lacking:
-        runs = sorted(file.parent.name for file in folder.glob("*/result.json"))
-        raise FileNotFoundError(f"{folder} is no finished run: expected {', '.join(lacking)} in "
-                                f"it, as train.py leaves them; runs in it: {runs[:3] or 'none'}")
+        runs, beside = (sorted(file.parent.name for file in place.glob("*/result.json"))
+                        for place in (folder, folder.parent))
+        near = data.did_you_mean(folder.name, [name for name in beside if name != folder.name])
+        raise FileNotFoundError(f"{folder} is no finished run{near}: expected {', '.join(lacking)} "
+                                "in it, as train.py leaves them; runs in it: "
+                                f"{runs[:3] or 'none'}")
     settings, learned = read_prompts(folder)
     backbone = backbone or settings["backbone"]
     try:

@@ -9,7 +9,7 @@
 Trains on the base classes (Sec. 5.1), evaluates zero-shot CLIP and the tuned prompts on base and on
 novel classes, and leaves a folder: run.json (all settings), drawn.csv (the training images),
 log.csv (every step's terms, at the end of training), prompts.pt (the learned tensors), and
-result.json, written last. The same command goes on where it was killed; a grid skips what is
+result.json, written last. The same command goes on where it was killed, and trains nothing that is
 finished.
 
 A run on a CPU comes out the same to the bit, whatever the number of workers and however often it
@@ -93,7 +93,7 @@ def run(args, watch=None):
         plain = prompts.build("zeroshot", learner.clip, settings.trained_classes,
                               ctx_init=dataset.template)
         zeroshot = measure_parts(plain, dataset, settings, frozen, args.quiet)
-        warn_near_chance(dataset, zeroshot)
+        warn_near_chance(dataset, zeroshot, "zero-shot CLIP")
         if not (folder / "prompts.pt").is_file():               # a killed run may have come so far
             if items:
                 train(learner, dataset, items, settings, folder, args.quiet, watch)
@@ -103,10 +103,20 @@ def run(args, watch=None):
         tuned = measure_parts(learner, dataset, settings, frozen, args.quiet)
         result = result_of(settings, dataset, learner, tuned, zeroshot)
         write_json(folder / "result.json", result)
-    warn_collapsed(folder, settings, tuned)
+    if items:
+        warn_near_chance(dataset, tuned, "the run")
     report(result, settings.label)
     print(f"{time.time() - started:.0f} s; saved in {folder}")
     return result
+
+
+def run_alone(args, watch=None):
+    """run(args); of a run that is finished already its table again."""
+    try:
+        run(args, watch)
+    except Finished as finished:
+        report(read_result(finished.folder / "result.json"), finished.label)
+        print(f"nothing is trained: {finished}")
 
 
 def prepare(args):
@@ -161,7 +171,7 @@ def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
     """SGD on Eq. (7) over the items [(picture, label)]; every step's terms go to folder/log.csv.
 
     watch   called as watch(learner, dataset, items, step, folder) after each epoch; it leaves the
-            learner's classes as they are
+            learner's classes as they are, since a graph goes on with its own
     Raises ValueError where a term is not finite, with its name and step.
     """
     data.write_csv(folder / "drawn.csv", [("picture", "class"), *(
@@ -175,6 +185,7 @@ def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
         dataset, items, clip.visual.resolution, clip.logit_scale.device, settings.batch_size,
         settings.epochs, settings.seed, start=log.step)
     learner.train()
+    # on a GPU a graph from here on; its capture, on zeros, leaves no gradient and takes no step
     objective = graphed(Objective(learner, settings), min(settings.batch_size, len(items)))
     for images, y in tqdm(batches, desc="training", unit="step", mininterval=0.5, disable=quiet,
                           initial=log.step, total=log.step + len(batches)):
@@ -189,7 +200,7 @@ def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
         if log.seconds() > SAVE_SECONDS:
             log.save_state(learned, optimizer, this_run)
     del objective
-    gc.collect()                # a graph goes here, and not later in a worker that was forked
+    gc.collect()    # frees a graph here; else a data loader's worker, forked with it, would try to
     log.write()
     if not all(p.isfinite().all() for p in learned.values()):
         raise ValueError(f"the learned tokens are no longer finite after the last step, {log.step}:"
@@ -218,8 +229,9 @@ def graphed(objective, batch_size):
     """The objective; on a GPU with its forward and backward as CUDA graphs, for one batch size.
 
     A step is a thousand kernels, most of them shorter than the time to launch one: a GPU computes
-    for 4 ms of a step of 40 and waits for the rest. A graph launches all of them at once. What it
-    answers is overwritten by its next call. Where none can be made, one line says so.
+    for 4 ms of a step of 40 and waits for the rest. A graph launches all of them at once; the
+    optimizer stays outside. What it answers is overwritten by its next call. Its classes are those
+    of the capture. Where none can be made, one line says so.
     """
     device = objective.learner.clip.logit_scale.device
     resolution = objective.learner.clip.visual.resolution
@@ -229,7 +241,8 @@ def graphed(objective, batch_size):
         images = torch.zeros(batch_size, 3, resolution, resolution, device=device)
         y = torch.zeros(batch_size, dtype=torch.int64, device=device)
         torch.cuda.set_device(device)                   # of several GPUs the one that captures
-        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")   # as it must be
+        # capture has a stream of its own, of which the first backward would warn
+        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
         return torch.cuda.make_graphed_callables(objective, (images, y))
     except RuntimeError as error:                       # out of memory, or an old driver
         print(f"note      steps without a CUDA graph, slower: {data.one_line(error)}")
@@ -308,7 +321,8 @@ class Log:
 
     def add(self, loss, terms):
         values = [loss, *(terms[name] for name in TERMS[1:])]
-        self.waiting.append(torch.stack(values).detach())       # on the device
+        # a copy, on the device: a graph's next step overwrites the values themselves
+        self.waiting.append(torch.stack(values).detach())
         if len(self.waiting) == READ_STEPS:             # each reading makes a GPU wait
             self.read()
 
@@ -489,6 +503,10 @@ class Busy(Taken):
 class Finished(Taken):
     """A folder that holds this very run, finished."""
 
+    def __init__(self, folder, label):
+        super().__init__(f"{folder} holds a finished run: choose another --out, or delete it")
+        self.folder, self.label = folder, label
+
 
 def check_free(folder, settings):
     """Taken or Finished where a folder holds anything but a part of the run of these settings."""
@@ -506,7 +524,7 @@ def check_free(folder, settings):
             raise Taken(f"{folder} holds {kind} with another {name} ({str(before.get(name))[:60]}, "
                         f"now {str(now)[:60]}): choose another --out")
     if "result.json" in names:
-        raise Finished(f"{folder} holds a finished run: choose another --out, or delete it")
+        raise Finished(folder, settings.label)
 
 
 @contextlib.contextmanager
@@ -514,6 +532,7 @@ def claim(out, name, settings):
     """A run's folder, held by this process alone; the system frees it however the process ends.
 
     out     the folder; None: runs/<name>, or the first of runs/<name>-2, -3, ... that it can have
+    Raises Finished where this run is there already.
     """
     numbered = (Path("runs") / (name + (f"-{i}" if i > 1 else "")) for i in itertools.count(1))
     for folder in [out] if out else numbered:
@@ -522,7 +541,7 @@ def claim(out, name, settings):
             hold(lock, folder, settings)
             break
         except Taken as error:
-            if out:
+            if out or isinstance(error, Finished):
                 raise
             print(f"note      {error}")
     try:
@@ -659,10 +678,12 @@ def announce(learner, dataset, items, settings):
     if settings.method == "zeroshot":
         print("trains    nothing: a prompt is written by hand, nothing is trained")
         return
-    print(f"images    {sum(n)}: {several(n, 40, ' ')}; min/max = {min(n) / max(n):.4g} where "
-          f"{data.tau_words(settings.tau)}")
     asked = data.asked_counts(dataset, range(len(n)), settings.shots, settings.tau,
                               shuffle_seed(settings), settings.images)
+    out_of_reach = settings.tau and settings.tau * max(asked) < 1
+    print(f"images    {sum(n)}: {several(n, 40, ' ')}; min/max = {min(n) / max(n):.4g} where "
+          f"{data.tau_words(settings.tau)}"
+          + f"; of {max(asked)} images that would be less than 1" * bool(out_of_reach))
     short = [name for name, have, want in zip(names, n, asked, strict=True) if have < want]
     if short:
         print(f"warning: {len(short)} classes have fewer images than asked for and give all they "
@@ -706,35 +727,25 @@ def check_words(clip, classnames):
 def announce_photos(dataset, items):
     """How many of one's own photos are used."""
     beyond, why = len(dataset.train) - len(items), ""
-    if beyond:
+    if items and beyond:
         why += f"; {beyond} unused, beyond --tau, --shots or --classes"
     if dataset.val:
         why += f"; {len(dataset.val)} unused in val/"
     print(f"photos    {len(items)} train, {len(dataset.test)} test{why}")
 
 
-def warn_near_chance(dataset, zeroshot):
-    parts = evaluate.parts_of(dataset)
-    for part, numbers in zeroshot.items():
-        names, accuracy = [dataset.classnames[k] for k in parts[part]], numbers["accuracy"]
-        if len(names) > 1 and accuracy < 1.5 * 100 / len(names):
+def warn_near_chance(dataset, measures, who):
+    """A warning where one answer to all would have about the mean over classes of `who`."""
+    parts, advice = evaluate.parts_of(dataset), "try a smaller --lr or another --seed"
+    for part, numbers in measures.items():
+        names = [dataset.classnames[k] for k in parts[part]]
+        if who == "zero-shot CLIP":
             shown = (dataset.template.replace("{}", name.replace("_", " ")) for name in names[:3])
-            print(f"warning: zero-shot accuracy on {part} classes is {accuracy:.1f} %, near chance "
-                  f"({100 / len(names):.1f} %): do the class names say what the pictures show? "
-                  f"First prompts: {' '.join(shown)}")
-
-
-def warn_collapsed(folder, settings, tuned):
-    """Where L_CLIP over the last epoch and the accuracy on trained classes are those of a guess."""
-    K, accuracy = len(settings.trained_classes), next(iter(tuned.values()))["accuracy"]
-    if K == 1 or settings.method == "zeroshot":
-        return
-    steps = data.read_csv(folder / "log.csv")
-    last = [float(step["l_clip"]) for step in steps if step["epoch"] == steps[-1]["epoch"]]
-    if sum(last) / len(last) > 0.95 * math.log(K) and accuracy <= 150 / K:
-        print(f"warning: L_CLIP ended at {sum(last) / len(last):.3f}, near ln K = "
-              f"{math.log(K):.3f}, a guess among {K} classes: this run has collapsed; try a smaller"
-              " --lr or another --seed")
+            advice = ("do the class names say what the pictures show? First prompts: "
+                      + " ".join(shown))
+        words = evaluate.near_chance(numbers["mean_recall"], len(names))
+        if words:
+            print(f"warning: {who} on {part} classes: {words}: {advice}")
 
 
 def accuracies(result):
@@ -749,7 +760,8 @@ def report(result, label):
     """The table a run ends with."""
     columns = accuracies(result)
     rows = [("", *columns, "Delta_LCD", "Delta_MID")]
-    for name, numbers in (("zero-shot", result["zeroshot"]), (label, result)):
+    shown = [("zero-shot", result["zeroshot"]), (label, result)]
+    for name, numbers in shown[:1 + (result["method"] != "zeroshot")]:
         deltas = (f"{numbers[delta]:.4f}" for delta in ("delta_lcd", "delta_mid"))
         rows.append((name, *(numbers[c] for c in columns), *deltas))
     print(f"\n{evaluate.table(rows)}")
@@ -836,7 +848,7 @@ def compared(result, results):
     none; the other run)] of a run."""
     found = []
     if result["method"] != "zeroshot":
-        found.append(("training minus zero-shot CLIP", result["zeroshot"]))
+        found.append(("runs minus zero-shot CLIP", result["zeroshot"]))
     for other in results:
         differ = {axis for axis in AXES if other.get(axis) != result.get(axis)}
         if differ == {"tau"} and other["tau"] == 1:
@@ -1027,7 +1039,7 @@ def main(argv=None):
         if plan[0].quiet:
             return run_grid(plan, plan[0].out or Path("runs"))
         if place_among_ranks()[0] == 0:                 # torchrun's other ranks have none to do
-            run(plan[0])
+            run_alone(plan[0])
         return 0
 
     return data.run_script(job, "interrupted; the same command goes on from its last saved state")

@@ -172,5 +172,10 @@ def hours(found):
     return f"{whole / 3600:.1f}", f"{most}, {found[most] / whole:.0%}"
 
 
+def main(argv=None):
+    parser = data.Parser(description="What Tables 1-4 cost, in hours: an estimate from speed.csv.")
+    return data.run_script(lambda: (parser.parse_args(argv), print(page()))[1])
+
+
 if __name__ == "__main__":
-    print(page())
+    sys.exit(main())

@@ -45,7 +45,7 @@ def main(argv=None):
         plan = train.parse(argv)
         if len(plan) > 1:
             raise ValueError("history.py makes one run: give each option one value")
-        train.run(plan[0], watch)
+        train.run_alone(plan[0], watch)
 
     return data.run_script(job, "interrupted; the same command goes on where it stopped")
 

@@ -9,7 +9,6 @@ Without --review that is the threshold which report.py found on the run's test i
 
 assets/photos.md tells the whole way from a folder of pictures to here.
 """
-import json
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import evaluate
+from assets import report
 
 TOP = 5                                 # classes that are shown of each photo
 
@@ -64,22 +64,6 @@ def predict(learner, paths):
         yield photo, list(zip(names, p.tolist(), strict=True))
 
 
-def review_below(args, settings):
-    """The probability below which a person should look; None where nobody said."""
-    found = args.run / "evaluation" / settings["classes"] / "review.json"
-    if args.review is not None or args.classnames or not found.is_file():
-        return args.review
-    try:
-        threshold = json.loads(found.read_text(encoding="utf-8"))["threshold"]
-        threshold = 1.01 if threshold is None else threshold        # None: no photo is sure enough
-        if not 0 <= threshold <= 1.01:
-            raise ValueError("no probability")
-        return threshold
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{found}: expected a threshold; make it anew with assets/report.py, or "
-                         "give --review") from None
-
-
 def parse(argv=None):
     p = data.Parser(description="Photos to their most probable classes, by a finished run.")
     add = p.add_argument
@@ -101,7 +85,9 @@ def run(args):
     names = read_classnames(args.classnames) if args.classnames else None
     learner, settings = evaluate.load_run(args.run, *evaluate.machine(args), names,
                                           args.backbone)
-    rows, problems, below = [], [], review_below(args, settings)
+    rows, problems, below = [], [], args.review
+    if below is None and not args.classnames:
+        below = report.kept_threshold(args.run, settings)
     columns = range(1, 1 + min(TOP, len(learner.classnames)))
     for photo, answer in predict(learner, args.photos):
         if isinstance(answer, str):
@@ -116,6 +102,11 @@ def run(args):
         rows.append((photo, *(word for name, p in answer for word in (name, f"{p:.4f}")), *review))
     if len(problems) == len(rows):
         raise ValueError(f"none of the {len(rows)} pictures could be read; {problems[0]}")
+    if below is None and not args.classnames:
+        print(f"note      no threshold of review is known: assets/report.py {args.run} finds one")
+    if below is not None:
+        marked = sum(row[-1] == "yes" for row in rows)
+        print(f"review    {marked} of {len(rows)} photos: below {min(below, 1):.4f}, or not read")
     if args.out:
         head = ("picture", *(f"{word}_{k}" for k in columns for word in ("class", "probability")))
         head += ("review",) * (below is not None)

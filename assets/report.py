@@ -14,6 +14,7 @@ file names are other people's words), nothing of a photo's metadata. From top to
 measured, files and printed lines, the page, the command line.
 """
 import base64
+import functools
 import html
 import io
 import json
@@ -38,6 +39,7 @@ PICTURES = 4        # of each confusion
 POINTS = 200        # of the training curve; more steps are averaged
 THIN = 10           # test images under which a recall is only a hint
 SURE = 95           # per cent of right answers that are asked for where nobody looks
+NEVER = 1.01        # a threshold of review that no probability reaches
 
 
 # What is measured, per cent --------------------------------------------------------------------
@@ -64,31 +66,62 @@ def calibration_error(confidence, right):
     return 100 * gaps.abs().sum().item() / len(right)
 
 
+def reviewed(threshold, confidence, right):
+    """What a threshold of review does: {"threshold", "accepted", "right", "images", "chosen"}, the
+    last for whether it was chosen on these images; None without a threshold.
+
+    confidence (N,), right (N,) bool
+    """
+    if threshold is None:
+        return None
+    accepted = confidence >= threshold
+    return {"threshold": threshold, "accepted": int(accepted.sum()), "chosen": False,
+            "right": int((accepted & right).sum()), "images": len(right)}
+
+
 def review_below(confidence, right):
     """Where a person should look: the end of a risk-coverage curve.
 
     Of the images whose predicted class has at least the probability t, the wrong ones are the risk
     and their share of all the coverage. The threshold is the lowest t with SURE per cent right.
 
-    confidence (N,), right (N,) bool
-    -> {"threshold", "accepted", "right", "images"}; None and 0 where no threshold is high enough
+    -> what reviewed() says of it, of NEVER where no threshold is high enough
     """
-    for t in confidence.unique():                                       # ascending
-        accepted = confidence >= t
-        n, hits = int(accepted.sum()), int((accepted & right).sum())
-        if 100 * hits >= SURE * n:
-            return {"threshold": t.item(), "accepted": n, "right": hits, "images": len(right)}
-    return {"threshold": None, "accepted": 0, "right": 0, "images": len(right)}
+    for t in confidence.unique().tolist():                              # ascending
+        found = reviewed(t, confidence, right)
+        if 100 * found["right"] >= SURE * found["accepted"]:
+            return found | {"chosen": True}
+    return reviewed(NEVER, confidence, right) | {"chosen": True}
 
 
-def judge(names, counts, items, p, plain=None):
+def kept_threshold(run, settings):
+    """The threshold that a report left in a run's folder, None without one.
+
+    ValueError where there is something else.
+    """
+    path = run / "evaluation" / settings["classes"] / "review.json"
+    if not path.is_file():
+        return None
+    try:
+        threshold = json.loads(path.read_text(encoding="utf-8"))["threshold"]
+        threshold = NEVER if threshold is None else threshold           # so older reports have it
+        if not 0 <= threshold <= NEVER:
+            raise ValueError("no probability")
+        return threshold
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path}: expected a threshold; make it anew with assets/report.py RUN"
+                         ) from None
+
+
+def judge(names, counts, items, p, plain=None, review=review_below):
     """What the probabilities p (N, K) say of the test items (picture, label), class by class.
 
     counts  training images of each class
     plain   zero-shot CLIP's probabilities, None where nothing was learned
+    review  review_below, or reviewed of a threshold that is known
     -> "per_class" and "predictions" (rows), "confusion" (K, K): images of each class (row) that
     were taken for each (column), "confusions": the most frequent ones first, "calibration_error",
-    "review": what review_below says, and "groups" over the classes with test images: mean recalls,
+    "review": what review says, and "groups" over the classes with test images: mean recalls,
     calibration, paired gain.
     """
     y, K = torch.tensor(data.labels_of(items)), len(names)
@@ -118,7 +151,7 @@ def judge(names, counts, items, p, plain=None):
         "confusion": confusion.tolist(),
         "confusions": [(names[k], names[j], int(wrong[k, j])) for k, j in worst],
         "calibration_error": calibration_error(confidence, right),
-        "review": review_below(confidence, right)}
+        "review": review(confidence, right)}
 
 
 # Files and printed lines -----------------------------------------------------------------------
@@ -141,19 +174,25 @@ def write_files(folder, names, facts):
 def rows_of(facts):
     """(what, words): the lines that are printed and stand on the page."""
     low, high = facts["accuracy_interval"]
+    tests = [n for _, _, _, n, _, _ in facts["per_class"]]
+    here = sum(n > 0 for n in tests)
+    some = f"; {here} of the {len(tests)} classes have photos here" * (here < len(tests))
     rows = [("accuracy", f"{facts['accuracy']:.1f} % (95 % interval {low:.1f} to {high:.1f}, "
                          f"{facts['test_images']} test images)"),
-            ("mean over classes", f"{facts['mean_recall']:.1f} %: each class counts alike"),
+            ("mean over classes", f"{facts['mean_recall']:.1f} %: each class counts alike{some}"),
             ("zero-shot CLIP", f"{facts['zeroshot']:.1f} %, mean over classes "
                                f"{facts['zeroshot_mean_recall']:.1f} %, nothing trained")]
     gain = facts["gain"]
     if gain:
         rows.append(("gain", f"{points(gain)}: {evaluate.verdict(gain)}; {gain['better']} images "
-                             f"are right only now, {gain['worse']} only before"))
+                             f"are right only by the run, {gain['worse']} only by zero-shot CLIP"))
+    warning = evaluate.near_chance(facts["mean_recall"], here)
+    if warning:
+        rows.append(("warning", f"{warning}: most classes are not told apart"))
     for name, group in facts["groups"].items():
-        moved = f", gain {points(group['gain'])} over {group['images']} images" if gain else ""
-        rows.append((name, f"{group['classes']} classes, recall {group['recall']:.1f} % (zero-shot "
-                           f"{group['zeroshot']:.1f}){moved}, calibration error "
+        moved = f"; gain {points(group['gain'])} over their {group['images']} images" * bool(gain)
+        rows.append((name, f"mean over {group['classes']} classes {group['recall']:.1f} % "
+                           f"(zero-shot {group['zeroshot']:.1f}){moved}; calibration error "
                            f"{group['calibration_error']:.1f} %"))
     rows.append(("calibration error", f"{facts['calibration_error']:.1f} % ({BINS} bins)"))
     return [*rows, ("review", review_words(facts["review"]))]
@@ -161,15 +200,22 @@ def rows_of(facts):
 
 def review_words(found):
     """The threshold in words, with what it can't know."""
-    if found["threshold"] is None:
-        return (f"look at every picture: above no probability are {SURE} % of the test images "
-                "right")
-    low, high = evaluate.wilson(found["right"], found["accepted"])
-    return (f"look where the probability is below {found['threshold']:.4f}: of the "
-            f"{found['accepted']} of {found['images']} test images above, {found['right']} are "
-            f"right (95 % interval {low:.0f} to {high:.0f} %, somewhat too good: the threshold was "
-            "chosen on them). All of them show one of the classes: a picture of none may look as "
-            "sure, which this can't know")
+    if found is None:
+        return "no threshold is known: report.py RUN finds one on the run's test images"
+    threshold, accepted, images = (found[key] for key in ("threshold", "accepted", "images"))
+    if threshold == NEVER:
+        return (f"look at every picture: above no probability are {SURE} % of the run's test "
+                "images right")
+    kept = ", the run's threshold" * (not found["chosen"])
+    said = (f"look where the probability is below {threshold:.4f}{kept}: at {images - accepted} of "
+            f"these {images} images")
+    if accepted:
+        low, high = evaluate.wilson(found["right"], accepted)
+        best = ", somewhat too good: the threshold was chosen on them" * found["chosen"]
+        said += (f"; of the {accepted} others {found['right']} are right (95 % interval {low:.0f} "
+                 f"to {high:.0f} %{best})")
+    return (f"{said}. All of them show one of the classes: a picture of none may look as sure, "
+            "which this can't know")
 
 
 def points(gain):
@@ -188,11 +234,10 @@ def show(facts):
 
 HIDDEN = ("trained_classes", "class_counts", "prompts", "data_root", "dataset", "classnames_file",
           "device", "label", "backbone")        # shown elsewhere, or paths of one's own machine
-HELPED = {
-    evaluate.GAIN: "Training raised that, by more than the test images' noise.",
-    evaluate.LOSS: "Training lowered that, by more than the test images' noise: zero-shot CLIP "
-                   "serves better.",
-    evaluate.NOISE: "Whether training changed that, these test images can't tell: more could.",
+BESIDE = {
+    evaluate.GAIN: "the prompts of this run are better by more than the test images' noise.",
+    evaluate.LOSS: "the prompts of this run are worse by more than the test images' noise.",
+    evaluate.NOISE: "which of the two is better, these test images can't tell: more could.",
 }
 NOTE = (f"Many: classes with at least {MANY} training images; few: with at most {FEW}. Calibration "
         "error: how far the stated probability lies from the share of right answers, on average "
@@ -258,7 +303,9 @@ def about(settings, found):
 
 
 def in_short(facts, settings):
-    """How good it is, what training did and how far to trust that, in plain words.
+    """How good it is beside zero-shot CLIP, and how far to trust that, in plain words.
+
+    What training did is not said: its start, too, is other words than zero-shot CLIP's.
 
     A loss of rare classes is only said where the interval over their own images, not too few, lies
     below 0. That --logit-adjust helps them was measured in the laboratory, with intervals.
@@ -267,15 +314,16 @@ def in_short(facts, settings):
     said = [f"Of 100 images like the tested ones about {facts['accuracy']:.0f} are named rightly "
             f"({low:.0f} to {high:.0f} fit what was seen)."]
     if facts["gain"]:
-        said.append(HELPED[evaluate.verdict(facts["gain"])])
+        said.append(f"Zero-shot CLIP has {facts['zeroshot']:.0f}: "
+                    f"{BESIDE[evaluate.verdict(facts['gain'])]}")
     now, before = facts["mean_recall"], facts["zeroshot_mean_recall"]
     if facts["gain"] and not math.isclose(now, facts["accuracy"], abs_tol=0.01):
         said.append("The mean over classes, in which a rare one counts as much as a common one, "
-                    f"went from {before:.0f} to {now:.0f} %.")
+                    f"is {now:.0f} %, zero-shot CLIP's {before:.0f} %.")
     rare = facts["groups"].get("few")
     if rare and rare["images"] >= THIN and evaluate.verdict(rare["gain"]) == evaluate.LOSS:
-        said.append(f"Classes with at most {FEW} training images lost, by more than the noise of "
-                    "their own test images.")
+        said.append(f"Classes with at most {FEW} training images are recognised worse than by "
+                    "zero-shot CLIP, by more than the noise of their own test images.")
         if not settings.get("logit_adjust"):
             said.append("Training with --logit-adjust weighs them more; in the laboratory it "
                         "raised their recall and lowered that of frequent classes.")
@@ -425,7 +473,7 @@ def photo_parts(args, settings):
     twins = seen_in_training(dataset, args, settings)
     if twins:
         print(f"warning: {len(twins)} of these photos trained the run, byte for byte, first "
-              f"{twins[0]}: take them out, or the accuracy promises too much")
+              f"{twins[0]}: take them out, what trained is no test")
     return {dataset.name: (dataset, list(range(len(names))), settings["class_counts"])}
 
 
@@ -458,7 +506,7 @@ def parse(argv=None):
     add = p.add_argument
     add("run", type=Path, help="folder that train.py made")
     add("--out", type=Path, metavar="FILE.html", help="the page (evaluation/report.html in the "
-                                                      "run's folder)")
+                                                      "run's folder; of other parts report-PART)")
     add("--classes", choices=["base", "novel", "all"],
         help="these only (base and novel, or all where the run was trained on all)")
     add("--targets", nargs="+", metavar="DATASET", help="other datasets, all classes of each (the "
@@ -482,6 +530,9 @@ def run(args):
         parts = photo_parts(args, settings)
     else:
         parts = (target_parts if args.targets else own_parts)(args, settings)
+    review = review_below
+    if args.photos:                             # of the run's own, how it does on other photos
+        review = functools.partial(reviewed, kept_threshold(args.run, settings))
     frozen = {dataset.name: evaluate.FrozenFeatures(dataset, args.run.parent / "features")
               for dataset, _, _ in parts.values()}
     folder, found = args.run / "evaluation", {}
@@ -489,11 +540,12 @@ def run(args):
         print(f"\n{settings['label']} on {dataset.name}, {part}, split: {dataset.split}")
         names, items = [dataset.classnames[k] for k in labels], data.select(dataset.test, labels)
         result, p, plain = evaluate.evaluate_classes(learner, dataset, labels, frozen[dataset.name])
-        facts = result | judge(names, counts, items, p, plain)
+        facts = result | judge(names, counts, items, p, plain, review)
         write_files(folder / part, names, facts)
         show(facts)
         found[part] = dataset, facts
-    page = args.out or folder / "report.html"
+    which = "".join(f"-{part}" for part in parts if args.photos or args.targets or args.classes)
+    page = args.out or folder / f"report{which}.html"
     data.write(page, page_of(args.run, settings, found))
     print(f"per-class recall, predictions and confusion: {folder}\nreport: {page}")
 

@@ -531,7 +531,9 @@ def test_all_unreadable_and_missing_pictures_are_named_in_one_go(tmp_path, monke
     dataset = data.load(write(tmp_path, content))
     (tmp_path / "b/6.jpg").unlink()
     items = dataset.train + dataset.test
-    with pytest.raises(ValueError, match="8 of 20 pictures can't be used, first .*b/6.jpg: p"):
+    with pytest.raises(ValueError, match="8 of 20 pictures can't be used, first .*b/6.jpg: picture "
+                       "not found; put back what is gone, or train anew without it; mend or move "
+                       "out all that are named above"):
         data.check_pictures(dataset, items)
     lines = sorted(capsys.readouterr().out.splitlines())
     named = [line.partition(": ")[2].removeprefix(f"{tmp_path}/")[:8] for line in lines]
@@ -761,6 +763,7 @@ def test_a_folder_that_is_partly_there_says_how_much(tmp_path):
     write(tmp_path, dict.fromkeys(names[:3]))
     items = [(name, 0) for name in names]
     dataset = data.Dataset("dtd", ["a"], "{}", items[:6], [], items[6:], "", True, tmp_path)
-    message = f"dtd: 7 of 10 pictures are not in {tmp_path}, first a/3.jpg: was it unpacked whole?"
+    message = (f"dtd: 7 of 10 pictures are not in {tmp_path}, first a/3.jpg: was it unpacked whole?"
+               " Else put back what is gone")
     with pytest.raises(ValueError, match=re.escape(message)):
         data.check_pictures(dataset, items, decode=False)

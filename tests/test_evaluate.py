@@ -204,7 +204,9 @@ def test_a_dataset_that_moved_or_changed(own, archive):
     assert results("mine")["results"] == before
     gone = json.loads(Path("mine/split.json").read_text())["test"][0][0]
     (moved / gone).unlink()
-    assert f"moved/{gone}: picture not found" in stopped("mine", "--data-root", "moved")
+    line = stopped("mine", "--data-root", "moved")
+    assert line.endswith(f"moved/{gone}: picture not found; put back what is gone, or train anew "
+                         "without it")
     Path("mine/split.json").unlink()                # a run from before splits were kept
     moved.rename(pictures)
     assert "other classes now" in stopped("mine")
@@ -298,7 +300,8 @@ def test_a_run_that_cannot_be_read(own, damage, line):
 
 
 def test_a_run_that_is_a_file_or_several_runs(own):
-    assert stopped("run/result.json").startswith("error: run/result.json is no finished run")
+    assert stopped("run/result.json").startswith("error: run/result.json is no finished run: exp")
+    assert stopped("rum").startswith("error: rum is no finished run; did you mean run?: expected")
     assert "as train.py leaves them; runs in it: ['run', 'sat']" in stopped(".")
 
 

@@ -43,9 +43,9 @@ def test_a_folder_with_odd_names(tmp_path):
     for picture, label in dataset.train + dataset.test:
         assert unicodedata.normalize("NFC", picture.split("/")[0]) == dataset.classnames[label]
         assert dataset.open(picture).size == (12, 8)
-    note, = dataset.notes
-    assert "3 files that are not read as pictures" in note and "first 7/list.csv" in note
-    assert "1 of them HEIC: convert to JPEG" in note
+    assert dataset.notes == [
+        "3 files that are not read as pictures ignored, first 7/list.csv",
+        "1 of these are HEIC: convert to JPEG to use them, first a.b/z.HEIC"]
     assert data.load(tmp_path / "my pets").train == dataset.train
     assert data.load(tmp_path / "my pets", seed=2).train != dataset.train
     assert files(tmp_path) == before                        # nothing of ours in a user's folder
@@ -97,7 +97,8 @@ def test_a_folder_refused(names, fault, tmp_path):
     ("\ufeffa\t1st\r\n\r\nb\t2nd\r\né\t3rd", ["1st", "2nd", "3rd"]),    # as Windows' editor has it
     ("1st\n2nd\n3rd\n", "got 3 lines; does not fit: 1st"),     # of which folder?
     (b"1st\n2nd\ncaf\xe9\n", "expected a text file in UTF-8"),
-    ("1st\n2nd\n", "got 2 lines"), ("a\t\u200b\nb\ty\né\tz\n", "class 0 is named .*can't be seen"),
+    ("1st\n2nd\n", "each of 3 class folders, got 2 lines$"),
+    ("a\t\u200b\nb\ty\né\tz\n", "class 0 is named .*can't be seen"),
     ("a\t\nb\ty\né\tz\n", "class 0 is named ''"), ("a\tx\nb\ty\nc\tz\n", "does not fit: c"),
     ("a\tx\na\ty\nb\tz\n", "does not fit")])
 def test_class_names_from_a_file(lines, expected, tmp_path):
@@ -231,8 +232,8 @@ def test_twins_are_named_before_training_and_in_every_evaluation(folder, archive
                           ([run, "--task", "cross-dataset", new, folder], evaluate.main)):
         out = done(*command, main=main)
         assert out.count("byte for byte") == 2
-        assert (f"1 test photos are training photos too, byte for byte, first {bee} = {ant}: remove"
-                in out)
+        assert (f"1 test photos are training photos too, byte for byte, first {bee} = {ant}: "
+                "remove one of each: what trained is no test\n" in out)
         assert f"3 photos stand in two classes, byte for byte, first {ant} = {cow}: one of" in out
     assert "coop on farm, split: made here: 60/40 % of each class's sorted pictures" in out
     assert "test part alone is tested; assets/report.py RUN --photos FOLDER tests all" in out

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_runs import done, read, refused, write_classes
+from small_runs import done, read, refused, told, write_classes
 
 import clip_model
 import data
@@ -57,7 +57,15 @@ def test_every_command_of_the_page_runs_and_it_stays_one_page(walked):
     assert "NPT minus none, paired by seed" in grid
     assert "natural-draw_seed1: mean over classes  " in grid
     assert "split: all 15 pictures of the folder" in next_year and ", 15 test images)" in next_year
-    assert len(read(root / RUN / "evaluation/all-of-next_year/predictions.csv")) == 15
+    rows = read(root / RUN / "evaluation/all-of-next_year/predictions.csv")
+    threshold = told(root / RUN / REVIEW)["threshold"]              # the run's is checked, not made
+    sure = [row for row in rows if float(row["probability"]) >= threshold]
+    right = sum(row["class"] == row["predicted"] for row in sure)
+    assert (f"below {threshold:.4f}, the run's threshold: at {15 - len(sure)} of these 15 images; "
+            f"of the {len(sure)} others {right} are right (95 % interval ") in next_year
+    assert "chosen on them" not in next_year and len(rows) == 15 > len(sure) > 0
+    assert [p.name for p in (root / RUN).glob("evaluation/*.html")] == [     # no other's page
+        "report-all-of-next_year.html"]
     second, = [float(row["seconds"]) for row in read(ROOT / "assets/speed.csv")
                if (row["case"][:21], row["form"], row["dtype"])
                == ("step, maple, 50 class", "fast", "float32")]
@@ -69,6 +77,9 @@ def test_the_lines_of_python_classify_as_the_commands_do(walked, monkeypatch, ca
     monkeypatch.chdir(walked[0])
     own, openai = (block.replace("photo.jpg", "new/0.png") for kind, block in BLOCKS if kind)
     names, row = {}, read("predictions.csv")[0]
+    Path("broken.png").write_bytes(b"no picture")
+    exec(own.replace("new/0.png", "broken.png"), names)
+    assert "not a readable picture" in names["answer"] and "name" not in names
     exec(own, names)
     assert row["picture"] == "new/0.png" and names["name"] == row["class_1"]
     assert f"{names['probability']:.4f}" == row["probability_1"]
@@ -95,8 +106,14 @@ def test_a_colleague_needs_four_files(walked, at):
     between = (p[1] + p[2]) / 2
     for threshold, option, marked in (("null", (), 4), (between, (), 2), (0, ("--review", 1), 4)):
         Path("run", REVIEW).write_text(f'{{"threshold": {threshold}}}')
-        done("run", "new", *option, "--out", "p.csv", main=predict.main)
+        out = done("run", "new", *option, "--out", "p.csv", main=predict.main)
         assert [row["review"] for row in read("p.csv")].count("yes") == marked
+        shown = between if marked == 2 else 1
+        assert f"review    {marked} of 4 photos: below {shown:.4f}, or not read\n" in out
+    Path("run", REVIEW).unlink()
+    out = done("run", "new", "--out", "p.csv", main=predict.main)
+    assert "note      no threshold of review is known: assets/report.py run finds one\n" in out
+    assert "review" not in read("p.csv")[0]
     for damaged in ("[]", '{"threshold": NaN}', '{"threshold": "a"}'):
         Path("run", REVIEW).write_text(damaged)
         assert "review.json: expected a threshold" in refused("run", "new", main=predict.main)
@@ -108,6 +125,7 @@ def test_photos_of_next_year_have_folders_that_the_run_knows(walked, at, archive
     assert "2 class folders have no name of this run's classes: bar, foo; it knows blue" in line
     out = done(walked[0] / RUN, "--photos", walked[0] / "photos", main=report.main)
     assert "29 of these photos trained the run, byte for byte" in out
+    assert "take them out, what trained is no test" in out
     write_classes(at / "old" / "codes", {"a": 5, "b": 5})       # a folder is no other's name
     Path("names.txt").write_text("a\tb\nb\tz\n")
     done("--method", "zeroshot", "--dataset", "old/codes", "--classnames", "names.txt",
@@ -124,7 +142,18 @@ def test_review_begins_where_95_of_100_are_right_by_hand():
     right = torch.tensor([True] * 19 + [False, False, True])
     # from .8 on 19 of 20 are right, which is 95 %; from .7 on 19 of 21, from .6 on 20 of 22
     assert report.review_below(confidence, right) == {
-        "threshold": pytest.approx(.8), "accepted": 20, "right": 19, "images": 22}
+        "threshold": pytest.approx(.8), "accepted": 20, "right": 19, "images": 22, "chosen": True}
+    words = report.review_words(report.review_below(confidence, right))
+    assert words.startswith("look where the probability is below 0.8000: at 2 of these 22 images; "
+                            "of the 20 others 19 are right (95 % interval 76 to 99 %, somewhat too "
+                            "good: the threshold was chosen on them). All")
+    kept = report.reviewed(.65, confidence, right)              # another run's: .9, .8 and .7
+    assert kept == {"threshold": .65, "accepted": 21, "right": 19, "images": 22, "chosen": False}
+    assert ("0.6500, the run's threshold: at 1 of these 22 images; of the 21 others 19 are right "
+            "(95 % interval 71 to 97 %). All") in report.review_words(kept)
+    assert "at 22 of these 22 images. All" in report.review_words(
+        report.reviewed(.95, confidence, right))
+    assert "no threshold is known" in report.review_words(report.reviewed(None, confidence, right))
     right[0] = False                                            # 17 of 18, 18 of 20
     assert "look at every" in report.review_words(report.review_below(confidence, right))
 
@@ -170,7 +199,7 @@ def test_training_against_zero_shot_and_a_long_tail_against_balanced_images_by_h
     assert "coop-tau1: accuracy 3 +6.00 +3.52 to +8.48 better" in lines
     assert "coop-tau0.01: accuracy 3 +0.00 -4.97 to +4.97 undecided" in lines
     assert lines.count("coop-tau0.01: accuracy 3 -6.00 -8.48 to -3.52 worse") == 1
-    assert lines[-2] == ("training minus zero-shot CLIP: better in coop-tau1; undecided in "
+    assert lines[-2] == ("runs minus zero-shot CLIP: better in coop-tau1; undecided in "
                          "coop-tau0.01.")
     assert lines[-1] == "a long tail minus balanced images: worse in each."
 

@@ -87,7 +87,8 @@ def test_changing_it_names_what_exists():
         assert (ROOT / file).is_file(), file
     for file, name in [("prompts.py", "Learner"), ("prompts.py", "text_features"),
                        ("prompts.py", "visual_prompts"), ("prompts.py", "build"),
-                       ("losses.py", "npt_loss"), ("train.py", "fill_in"), ("train.py", "train")]:
+                       ("losses.py", "npt_loss"), ("train.py", "fill_in"),
+                       ("train.py", "Objective")]:
         assert f"`{name}`" in text and name in defined(file)
     for file, name in [("prompts.py", "METHODS"), ("prompts.py", "DEFAULTS"),
                        ("train.py", "OPTIMISER"), ("train.py", "TERMS"),

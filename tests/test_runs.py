@@ -118,7 +118,7 @@ def test_sigkill_in_a_write(at, undisturbed, moment, name, number, trains_on):
 
     run_that_is_killed(prepare)
     if Path("run/result.json").exists():
-        assert "holds a finished run" in refused(*WORLD, "--out", "run")
+        assert "run holds a finished run" in done(*WORLD, "--out", "run")
     else:
         assert ("goes on" in done(*WORLD, "--out", "run")) == trains_on
         assert set(os.listdir("run")) == set(undisturbed)
@@ -278,7 +278,7 @@ def test_a_folder_that_another_process_works_in(at, archive):
 def test_of_one_run_torchruns_other_ranks_make_none(monkeypatch, rank, ranks, runs):
     """A rank counts only as one of several: RANK may be left over from something else."""
     made = []
-    monkeypatch.setattr(train, "run", made.append)
+    monkeypatch.setattr(train, "run_alone", made.append)
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", ranks)
     assert train.main(WORLD) == 0 and len(made) == runs
@@ -296,7 +296,7 @@ def test_each_rank_takes_a_gpu_of_its_own(monkeypatch):
 def test_a_run_that_another_process_ends_just_now_keeps_no_lock(at, undisturbed, monkeypatch):
     """It looks, waits for the lock, and looks again."""
     Path("run").mkdir()
-    answers = iter([None, train.Finished("run holds a finished run")])
+    answers = iter([None, train.Finished(Path("run"), "coop")])
 
     def look(folder, settings):
         answer = next(answers)

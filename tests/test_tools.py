@@ -18,7 +18,7 @@ from small_runs import done, files, picture, read, refused, write_classes
 import clip_model
 import data
 import evaluate
-from assets import export, predict, report
+from assets import estimate, export, predict, report
 
 COUNTS = {"<b>x<>": 12, "\"&'": 6, "cow": 12, "bee": 3}         # 60 % train: 7, 4, 7, 2
 NAMES = ['"&\'', "<b>x</b>", "bee", "cow_boy"]                  # in label order
@@ -104,6 +104,15 @@ def test_what_is_judged_by_hand(tmp_path):
     assert {group: (*(found[key] for key in keys), found["gain"]["points"])
             for group, found in facts["groups"].items()} == {
         group: pytest.approx(numbers, abs=1e-4) for group, numbers in by_hand.items()}
+    rows = dict(report.rows_of(facts | FACTS | {key: facts[key] for key in ("groups", "per_class")}
+                               | {"test_images": 7, "mean_recall": 350 / 9}))
+    assert rows["mean over classes"] == ("38.9 %: each class counts alike; 3 of the 4 classes have "
+                                         "photos here")
+    assert rows["warning"].startswith("mean over classes 38.9 %, near chance: one answer to all "
+                                      "has 33.3 %: most")
+    # three images: (1 - 0) / 5 -+ 1.959964 sqrt((2/5 - 1/25) / 5)
+    assert rows["many"].startswith("mean over 1 classes 66.7 % (zero-shot 33.3); gain +33.3 points "
+                                   "(95 % interval -32.6 to +72.6) over their 3 images; calib")
     report.write_files(tmp_path / "new", list("abcd"), facts)
     assert (tmp_path / "new" / "per_class.csv").read_text().splitlines() == [
         "class,training_images,group,test_images,recall,zeroshot_recall", "a,9,many,3,66.67,33.33",
@@ -185,18 +194,22 @@ def test_report_on_other_datasets(trained, at):
         trained / "maple", "--targets", "birds", "other/birds", main=report.main)
 
 
-FACTS = {"accuracy": 71.6, "accuracy_interval": (60.4, 80.5), "gain": {"low": 1, "high": 2},
+FACTS = {"accuracy": 71.6, "accuracy_interval": (60.4, 80.5), "zeroshot": 62.4,
+         "gain": {"low": 1, "high": 2, "points": 1.5, "better": 3, "worse": 2},
          "mean_recall": 61.6, "zeroshot_mean_recall": 75.6, "groups": {},
          "per_class": [("name", 1, "few", n, 0.0, 0.0) for n in (0, 1, 9, 10, 200)]}
 
 
 @pytest.mark.parametrize("low, high, words", [
-    (1.0, 9.0, "Training raised that, by more"), (-9.0, -1.0, "Training lowered that, by more"),
-    (-1.0, 9.0, "Whether training changed that, these test images can't tell")])
+    (1.0, 9.0, "the prompts of this run are better by more than"),
+    (-9.0, -1.0, "the prompts of this run are worse by more than"),
+    (-1.0, 9.0, "which of the two is better, these test images can't tell")])
 def test_the_report_says_in_plain_words_how_far_to_trust_it(low, high, words):
+    """What training did it does not say: prompts that were not trained differ from it, too."""
     said = html.unescape(report.in_short(FACTS | {"gain": {"low": low, "high": high}}, {}))
-    assert "about 72 are named rightly (60 to 80 fit what was seen)" in said and words in said
-    assert "counts as much as a common one, went from 76 to 62 %." in said
+    assert ("about 72 are named rightly (60 to 80 fit what was seen). Zero-shot CLIP has 62: "
+            + words) in said and "raining raised" not in said
+    assert "counts as much as a common one, is 62 %, zero-shot CLIP's 76 %." in said
     assert "2 of 5 classes have fewer than 10 test images" in said
     assert "mean over classes" not in report.in_short(FACTS | {"mean_recall": 71.6}, {})
     said = report.in_short(FACTS | {"gain": None, "per_class": FACTS["per_class"][3:]}, {})
@@ -209,7 +222,7 @@ def test_the_report_says_in_plain_words_how_far_to_trust_it(low, high, words):
 def test_rare_classes_lost_where_their_own_images_say_so(images, low, high, adjusted, said):
     rare = {"images": images, "gain": {"low": low, "high": high}}
     words = report.in_short(FACTS | {"groups": {"few": rare}}, {"logit_adjust": adjusted})
-    assert ("at most 2 training images lost" in words, "--logit-adjust" in words) == said
+    assert ("are recognised worse than by" in words, "--logit-adjust" in words) == said
 
 
 def test_the_training_curve_by_hand(at):
@@ -219,6 +232,14 @@ def test_the_training_curve_by_hand(at):
     assert 'points="50.0,10.0 395.0,135.0"' in drawn
     assert 'points="50.0,72.5 222.5,135.0 395.0,135.0"' in drawn
     assert report.averaged(list(range(400))) == [i + 0.5 for i in range(0, 400, 2)]
+
+
+def test_the_estimate_says_what_it_is_and_takes_no_words(capsys):
+    with pytest.raises(SystemExit):
+        estimate.main(["--help"])
+    assert "What Tables 1-4 cost, in hours" in capsys.readouterr().out
+    assert "unrecognized arguments: x" in refused("x", main=estimate.main)
+    assert done(main=estimate.main).startswith("| three seeds | GPU, hours | most of it | CPU")
 
 
 # Photos and exports ------------------------------------------------------------------------------
