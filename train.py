@@ -83,11 +83,11 @@ def run(args, watch=None):
     args    one of what parse() answers; watch: see train
     """
     started = time.time()
-    dataset, items, learner, settings, split = prepare(args)
+    whole, dataset, items, learner, settings = prepare(args)
     with claim(args.out, args.name, settings) as folder:
         write_json(folder / "run.json", vars(settings) | circumstances(learner, dataset))
         if dataset.own:
-            data.write(folder / "split.json", split)
+            data.write(folder / "split.json", data.split_text(whole))
         frozen = evaluate.FrozenFeatures(dataset, folder.parent / "features")
         # Zero-shot CLIP first: it shows at once whether pictures, names and labels fit together
         plain = prompts.build("zeroshot", learner.clip, settings.trained_classes,
@@ -120,8 +120,8 @@ def run_alone(args, watch=None):
 
 
 def prepare(args):
-    """All that a run starts from, refused here where it can't be -> dataset, training items,
-    learner, settings, and of one's own photos the split as text."""
+    """All that a run starts from, refused here where it can't be -> the whole dataset, the same
+    with the test images that are used, training items, learner, settings."""
     whole = data.load(args.dataset, args.data_root, seed=args.draw_seed,
                       classnames=args.classnames_file)
     dataset = data.with_few_tests(whole, args.test_images, args.draw_seed)
@@ -140,7 +140,7 @@ def prepare(args):
                             **learner_settings(settings))
     announce(learner, dataset, items, settings)
     data.check_pictures(dataset, items + dataset.test * dataset.own)        # the slow part, last
-    return dataset, items, learner, settings, data.split_text(whole)
+    return whole, dataset, items, learner, settings
 
 
 @functools.lru_cache(maxsize=1)
