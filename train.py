@@ -199,8 +199,9 @@ def train(learner, dataset, items, settings, folder, quiet=True, watch=None):
             watch(learner, dataset, items, log.step, folder)
         if log.seconds() > SAVE_SECONDS:
             log.save_state(learned, optimizer, this_run)
-    del objective
-    gc.collect()    # frees a graph here; else a data loader's worker, forked with it, would try to
+    if clip.logit_scale.device.type == "cuda":
+        del objective
+        gc.collect()    # frees the graph; else a loader's worker, forked with it, would try to
     log.write()
     if not all(p.isfinite().all() for p in learned.values()):
         raise ValueError(f"the learned tokens are no longer finite after the last step, {log.step}:"
