@@ -303,7 +303,7 @@ def check_pictures(dataset, items, decode=True):
     if decode and not dataset.embedded:
         paths = [dataset.path(name) for name in sorted(names - {*gone})]
         keys = ((path, dataset.own, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
-        with ThreadPool(min(8, os.cpu_count() or 1)) as pool:       # PIL decodes beside Python
+        with ThreadPool(min(8, cores())) as pool:               # PIL decodes beside Python
             found = pool.imap(lambda key: fault_of(*key), keys)
             faults += filter(None, tqdm(found, "checking pictures", len(paths), False, delay=1))
     if faults:

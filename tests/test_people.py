@@ -105,12 +105,11 @@ def test_an_unguarded_script_under_spawn_ends_in_a_line(loads, at):
     write_classes(at / "pets", {"cat": 4, "dog": 4})
     data.write("split.json", data.split_text(data.load("pets")))
     Path("script.py").write_text(f"""
-import multiprocessing, os, sys
+import multiprocessing, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(data.__file__).parent)!r})
 import data
 multiprocessing.set_start_method("spawn", force=True)
-os.cpu_count = lambda: 1
 dataset = data.{loads}
 data.run_script(lambda: len(list(data.batches(dataset, dataset.test, 32, "cuda"))))
 """)
