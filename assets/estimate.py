@@ -7,7 +7,6 @@ of a run in a grid, and for each process one start. A time between measured numb
 on a straight line. On a GPU test images cost the slower of decoding and image tower, which overlap;
 on a CPU, whose cores do both, their sum. Pictures are taken as JPEG of 500 pixels, EuroSAT's of 64.
 """
-import csv
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -34,11 +33,8 @@ class Machine:
 
     def __init__(self, gpu, rows=None):
         self.gpu, self.found = gpu, {}
-        if rows is None:
-            with open(CSV, encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
         kinds = [("fast", "float16"), ("graphed", "float16")] if gpu else [("fast", "float32")]
-        for row in rows:
+        for row in rows or data.read_csv(CSV):
             if row["processor"].startswith("GPU") == gpu and (row["form"], row["dtype"]) in kinds:
                 seconds = float(row["seconds"])
                 self.found[row["case"]] = min(seconds, self.found.get(row["case"], seconds))

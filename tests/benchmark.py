@@ -100,6 +100,14 @@ def cut_prompts(whole=WHOLE_PROMPTS):
     return shorter
 
 
+def learner_of(method, K, dtype, device):
+    """A learner of K classes on a random ViT-B/16, always the same."""
+    torch.manual_seed(0)
+    clip = random_clip(device, getattr(torch, dtype))
+    n_ctx, ctx_init = (prompts.DEFAULTS[method][name] for name in ("n_ctx", "ctx_init"))
+    return prompts.build(method, clip, class_names(K), n_ctx=n_ctx, ctx_init=ctx_init)
+
+
 def objective_of(learner):
     """Eq. (7) with the paper's weights."""
     return train.Objective(learner, argparse.Namespace(
@@ -109,10 +117,7 @@ def objective_of(learner):
 
 def measure(kind, method, K, batch, form, dtype, device):
     """One measurement -> what time_of answers."""
-    torch.manual_seed(0)
-    clip = random_clip(device, getattr(torch, dtype))
-    n_ctx, ctx_init = (prompts.DEFAULTS[method][name] for name in ("n_ctx", "ctx_init"))
-    learner = prompts.build(method, clip, class_names(K), n_ctx=n_ctx, ctx_init=ctx_init)
+    learner = learner_of(method, K, dtype, device)
     images = torch.randn(min(batch, 200), 3, 224, 224, device=device)
     y = torch.arange(len(images), device=device) % K
     forward = learner

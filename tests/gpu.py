@@ -65,13 +65,6 @@ def speed():
             f"{found['kernels'] / found['seconds']:.0%} of the time; goal {IMAGES_A_SECOND:,}")
 
 
-def learner_of(method, dtype, K=20):
-    torch.manual_seed(0)
-    clip = benchmark.random_clip("cuda", dtype)
-    words = {name: prompts.DEFAULTS[method][name] for name in ("n_ctx", "ctx_init")}
-    return prompts.build(method, clip, benchmark.class_names(K), **words)
-
-
 def trained(learner, graph, steps):
     """-> losses of each step, and z, g and all gradients of the first."""
     torch.manual_seed(1)
@@ -98,10 +91,11 @@ def trained(learner, graph, steps):
 def differences():
     """Graphed steps against plain ones, and each precision against float32, at ViT-B/16's size."""
     for method in ("coop", "cocoop", "maple"):
-        exact = trained(learner_of(method, torch.float32), False, 1)[1]
+        exact = trained(benchmark.learner_of(method, 20, "float32", "cuda"), False, 1)[1]
         away = {}
-        for dtype in (torch.float16, torch.bfloat16):
-            was, found = (trained(learner_of(method, dtype), graph, 20) for graph in (False, True))
+        for dtype in ("float16", "bfloat16"):
+            was, found = (trained(benchmark.learner_of(method, 20, dtype, "cuda"), graph, 20)
+                          for graph in (False, True))
             loss, learned = ((a - b).abs().max().item() for a, b in zip(was[::2], found[::2],
                                                                         strict=True))
             away[dtype] = [(a - b).norm().item() / b.norm().item()
@@ -114,24 +108,12 @@ def differences():
                         f"g {words[1]}, gradient {words[2]}")
 
 
-def decoding(folder):
+def decoding():
     """Test pictures a second from the disk to the card, by all cores."""
     for size in (64, 500):
-        place = folder / str(size)
-        place.mkdir()
-        for i in range(64):
-            small_runs.picture(i, size).save(place / f"{i}.jpg", quality=90)
-        items = [(f"{i % 64}.jpg", 0) for i in range(12000 if size == 64 else 4000)]
-        dataset = data.Dataset("made", ["a"], "{}", [], [], items, "made here", False, place)
-        start, first = time.monotonic(), None
-        for images, _ in data.batches(dataset, items, 224, "cuda"):
-            images.to("cuda", non_blocking=True)
-            first = first or time.monotonic()
-        torch.cuda.synchronize()
-        end = time.monotonic()
-        verdict(True, f"decoding JPEG of {size} pixels: {(len(items) - 100) / (end - first):,.0f} "
-                      f"images/s by {data.cores()} cores; the first batch after "
-                      f"{first - start:.2f} s")
+        seconds = benchmark.measure_here("decoding", size, "fast", "float16", "cuda")["seconds"]
+        print(f"          decoding JPEG of {size} pixels: {1 / seconds:,.0f} images/s by "
+              f"{data.cores()} cores")
 
 
 class Clock:
@@ -216,8 +198,8 @@ def main():
     tests()
     speed()
     differences()
+    decoding()
     with tempfile.TemporaryDirectory() as folder:
-        decoding(Path(folder))
         grid(Path(folder))
 
 
