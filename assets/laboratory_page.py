@@ -54,6 +54,7 @@ LONG, LONG_005 = {"tau": 0.01, "epochs": 22}, {"tau": 0.05, "epochs": 16}
 EVEN_LONG = {**EVEN, "epochs": 22}
 TWICE = {"epochs": 44}
 OWN = train.TINY["maple"]                   # what criteria.txt took for the tiny CLIP, later
+OWN_EPOCHS = OWN["epochs"] // CELL["epochs"]            # as many times the epochs of any cell
 COCOOP = {"method": "cocoop"}
 ADJUSTED = {**LONG, "logit_adjust": True}
 NPT_LONG = {**LONG, **NPT}
@@ -62,6 +63,13 @@ SUMS = {**SUM_LC, **SUM_MI}
 W2 = (0.0, 0.8, 3.2, 36.0)
 EPOCHS_TRIED = (5, 10, 2)           # in this order
 RATES_TRIED = (0.0002, 0.0004, 0.0009, 0.0018, 0.0035, 0.007)    # factors of two
+
+
+def at_own(cell):
+    """A cell at the tiny CLIP's own setting: its rate, and budgets that grow alike."""
+    if cell == ZERO:
+        return ZERO
+    return {**cell, "epochs": OWN_EPOCHS * (CELL | cell)["epochs"], "lr": OWN["lr"]}
 
 
 def setting(value):

@@ -216,7 +216,7 @@ def test_the_rate_is_chosen_by_its_criterion_by_hand(monkeypatch):
 def test_the_tiny_clip_has_what_was_taken():
     """MaPLe and CoCoOp alike; every other CLIP keeps Sec. 5's."""
     taken = laboratory.CRITERIA.read_text(encoding="utf-8").split("taken: ")[1]
-    epochs, rate = taken.split(" epochs, ")
+    epochs, rate = taken.splitlines()[0].split(" epochs, ")
     for method in ("cocoop", "maple"):
         assert train.TINY[method] == {"epochs": int(epochs), "lr": float(rate)}
 
