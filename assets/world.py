@@ -289,7 +289,7 @@ def main(argv=None):
                    help="the picture, a .png file; absent: world.png beside this script")
     out = p.parse_args(argv).out
     try:
-        contact_sheet().save(out, format="png", optimize=True)
+        contact_sheet().quantize().save(out, format="png", optimize=True)
     except OSError as problem:
         print(f"error: {out}: can't be written ({problem.strerror or problem}); choose another "
               "name", file=sys.stderr)
