@@ -22,7 +22,8 @@ from assets.real_features import descend
 
 CSV = Path(__file__).with_name("free_features.csv")
 D, STEPS, RATE = 512, 300, 0.02                             # CLIP's size; Adam, cosine to 0
-WEIGHTS = {"L_CLIP": (0, 0), "+ L_LC": (0.3, 0), "+ L_MI": (0, 0.8), "NPT": (0.3, 0.8)}
+WEIGHTS = {"L_CLIP": (0, 0), "L_CLIP + L_LC": (0.3, 0), "L_CLIP + L_MI": (0, 0.8),
+           "NPT": (0.3, 0.8)}
 CASES = [(K, tau, lam) for K in (5, 50) for tau in (1.0, 0.01) for lam in (1.0, 0.1, 0.01)]
 CASES += [(500, 0.01, lam) for lam in (1.0, 0.01)]          # a step costs 20 of 50
 COLUMNS = ("K", "tau", "lambda", "objective", "cos_rare", "cos_others", "delta_lcd", "lc_unequal",
@@ -53,7 +54,7 @@ def measured(g, z, n, lam):
     """COLUMNS from the fifth on. Rare are few-shot classes; in a balanced set the same places."""
     K, y = len(g), torch.arange(len(g))
     counts = data.class_counts(K, 16, 0.01)
-    rare = torch.tensor([report.group_of(count) == "few" for count in counts])
+    rare = torch.tensor(counts) <= report.FEW
     p = losses.class_probabilities(z, g, lam).diagonal()
     return (mean_cosine(g[rare]), mean_cosine(g[~rare]), losses.delta_lcd(g).item(),
             losses.lc_parts(g)[1].item(), losses.delta_mid(z, g, y).item(),
@@ -69,8 +70,7 @@ def run(argv=None):
             cells = [f"{value:.4f}" for value in measured(g, z, n, lam)]
             rows.append((K, f"{tau:g}", f"{lam:g}", name, *cells))
             print("  ".join(f"{str(cell):>9}" for cell in rows[-1]), flush=True)
-    lines = [",".join(map(str, row)) for row in (COLUMNS, *rows)]       # "+ L_LC" is no formula
-    data.write(CSV, "\n".join(lines) + "\n")
+    data.write_csv(CSV, [COLUMNS, *rows])
     print(f"written: {CSV.name}")
 
 

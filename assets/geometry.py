@@ -77,12 +77,12 @@ def geometry(z, y, g, lam):
 
 
 @torch.no_grad()
-def little_world():
-    """What read_features answers, of zero-shot CLIP in the embedded world."""
-    clip, dataset = clip_model.load("tiny"), data.load("world")
-    base, _ = data.halves(len(dataset.classnames))
-    zeroshot = prompts.build("zeroshot", clip, [dataset.classnames[k] for k in base])
-    z, y, g = evaluate.image_and_text_features(zeroshot, dataset, base,
+def little_world(name="world", part="base"):
+    """What read_features answers, of zero-shot CLIP on classes of an embedded dataset."""
+    clip, dataset = clip_model.load("tiny"), data.load(name)
+    labels = evaluate.parts_of(dataset)[part]
+    zeroshot = prompts.build("zeroshot", clip, [dataset.classnames[k] for k in labels])
+    z, y, g = evaluate.image_and_text_features(zeroshot, dataset, labels,
                                                evaluate.FrozenFeatures(dataset))
     return z, y, g, clip.temperature.item()
 

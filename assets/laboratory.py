@@ -1,8 +1,6 @@
 """The paper's questions asked in the little world: its runs, their numbers, the page's tables.
 
     python assets/laboratory.py             # everything; runs that are finished are not run again
-    python assets/laboratory.py --quick     # the main cells with few seeds, printed: for a class
-    python assets/laboratory.py --page      # no run: laboratory.md's tables from laboratory.csv
     python assets/laboratory.py --criteria  # the checks of the tiny CLIP, and the pilot; no NPT
 
 GRIDS is what is run; laboratory.csv keeps the numbers, a row a run. assets/laboratory_page.py has
@@ -26,13 +24,11 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import clip_model
 import data
 import evaluate
 import losses
-import prompts
 import train
-from assets import history, world
+from assets import geometry, history
 from assets import laboratory_page as page
 
 PAGE, CRITERIA = (Path(__file__).with_name(name) for name in ("laboratory.md", "criteria.txt"))
@@ -43,7 +39,6 @@ RUNS = Path("runs") / "laboratory"
 # seeds of the main cells, as many as the pilot asks for (criteria.txt); of controls; of other
 # learners, readings and transfer
 MAIN, SEEDS, SOME = (range(1, most + 1) for most in (40, 12, 8))
-QUICK_SEEDS = 2
 
 
 def crossed(cell, **axes):
@@ -103,13 +98,12 @@ its verdict's word changes
 """
 MET = {True: "met    ", False: "NOT MET"}
 WATCHED = ("long-0.01", "adjusted", "own-long-0.01", "own-adjusted")    # Remark 2 over training
-QUICK = ("zeroshot", "main", "long-0.01", "even-long")
 
 
-def planned(names, most=None):
-    """[(grid, cell, seed)] of some grids; `most` seeds of each cell."""
+def planned(names):
+    """[(grid, cell, seed)] of some grids."""
     return [(name, cell, seed) for name in names for cells, seeds in [(GRIDS | PILOTS)[name]]
-            for cell in cells for seed in list(seeds)[:most]]
+            for cell in cells for seed in seeds]
 
 
 def keys(names):
@@ -136,7 +130,15 @@ def start(name, cell, seed, folder):
         vars(args).update(page.CELL | cell, shuffle_classes=True)
     args.quiet = True
     with contextlib.redirect_stdout(io.StringIO()):
-        train.run(args, watch=history.watch if name in WATCHED else None)
+        train.run_alone(args, watch=history.watch if name in WATCHED else None)
+        if args.classes == "all":
+            evaluate.run(evaluate.parse([str(folder), "--task", "cross-dataset", "--device", "cpu",
+                                         "--targets", *page.TARGETS]))
+
+
+def finished(name, cell, seed):
+    last = "evaluation/cross-dataset.json" if cell.get("classes") == "all" else "result.json"
+    return (folder_of(name, cell, seed) / last).is_file()
 
 
 def attempt(run):
@@ -149,8 +151,8 @@ def attempt(run):
 
 
 def make_runs(runs, processes):
-    """Make runs, several at a time -> {settings: numbers} of all; what is finished is skipped."""
-    missing = [run for run in runs if not (folder_of(*run) / "result.json").is_file()]
+    """Make runs, several at a time -> {settings: numbers}; what is finished is skipped."""
+    missing = [run for run in runs if not finished(*run)]
     if missing:
         with multiprocessing.get_context("spawn").Pool(min(processes, len(missing))) as pool:
             said = list(tqdm(pool.imap(attempt, missing), desc="laboratory", unit="run",
@@ -161,13 +163,6 @@ def make_runs(runs, processes):
         if failed:
             raise ValueError(f"{len(failed)} of {len(said)} runs failed, first {failed[0]}; run it "
                              "again for those alone")
-    for name, cell, seed in runs:
-        if cell.get("classes") == "all":
-            folder = folder_of(name, cell, seed)
-            words = [str(folder), "--task", "cross-dataset", "--targets", *page.TARGETS]
-            measured = (folder / "evaluation" / "cross-dataset.json").is_file()
-            if not measured and evaluate.main(words):
-                raise ValueError(f"{folder} could not be evaluated on the targets")
     return dict(numbers_of(folder_of(*run)) for run in runs)
 
 
@@ -182,9 +177,8 @@ def numbers_of(folder):
         found |= of_groups(folder, result)
     targets = folder / "evaluation" / "cross-dataset.json"
     if targets.is_file():
-        found["zeroshot all"] = result["zeroshot"]["all"]
-        for target, numbers in json.loads(targets.read_text(encoding="utf-8"))["results"].items():
-            found |= {target: numbers["accuracy"], "zeroshot " + target: numbers["zeroshot"]}
+        measured = json.loads(targets.read_text(encoding="utf-8"))["results"]
+        found |= {target: numbers["accuracy"] for target, numbers in measured.items()}
     return tuple(page.setting(result[name]) for name in page.SETTINGS), found
 
 
@@ -208,9 +202,8 @@ def of_groups(folder, result):
 
 
 def mean_cosine(g):
-    """Avg_{i != j} <g_i, g_j> of unit rows (K, d)."""
-    S = (g @ g.T).double()
-    return ((S.sum() - S.trace()) / (len(g) * (len(g) - 1))).item()
+    """Avg_{i != j} <g_i, g_j> of unit rows (K, d): Definition 2 without mu."""
+    return losses.delta_lcd(g).item() - 1 / (len(g) - 1)
 
 
 def collect(names, processes):
@@ -224,42 +217,19 @@ def collect(names, processes):
 
 # The checks of the tiny CLIP ---------------------------------------------------------------------
 
-@torch.no_grad()
-def geometry():
+def zero_shot_facts():
     """What zero-shot CLIP has in the world, by name: lambda, cosines, accuracies in per cent."""
-    clip = clip_model.load("tiny")
-    found = {"1/lambda": 1 / clip.temperature.item()}
-    for target in world.DATASETS:
-        dataset = data.load(target)
-        base, novel = data.halves(len(dataset.classnames))
-        parts = {"base": base, "novel": novel} if target == "world" else {target: base + novel}
-        frozen = evaluate.FrozenFeatures(dataset)
-        for part, labels in parts.items():
-            plain = prompts.build("zeroshot", clip, [dataset.classnames[k] for k in labels])
-            z, y, g = evaluate.image_and_text_features(plain, dataset, labels, frozen)
-            found[part] = 100 * ((z @ g.T).argmax(dim=1) == y).double().mean().item()
-            found[f"chance {part}"] = 100 / len(labels)
-            if part == "base":
-                S, own = z @ g.T, (z * g[y]).sum(dim=1)
-                others = (S.sum(dim=1) - own) / (len(g) - 1)
-                z_k = torch.stack([z[y == k].mean(dim=0) for k in labels])
-                found |= {"texts": mean_cosine(g), "own": own.mean().item(),
-                          "others": others.mean().item(), "delta_lcd": losses.delta_lcd(g).item(),
-                          "delta_star": best_shared_part(z_k)}
-    return found
-
-
-def gradient_share(learner):
-    """How much of L_LC's pull on the learned tensors is about what all texts share, in [0, 1].
-
-    Mean L_LC = Delta_LCD^2 + Var: the length of the first term's gradient over the sum of both.
-    """
-    learned = list(prompts.trainable(learner).values())
-    lengths = []
-    for part in losses.lc_parts(learner.text_features()):
-        gradients = torch.autograd.grad(part, learned, retain_graph=True, allow_unused=True)
-        lengths.append(torch.cat([d.flatten() for d in gradients if d is not None]).norm().item())
-    return lengths[0] / sum(lengths)
+    z, y, g, lam = geometry.little_world()
+    found, z_k = geometry.geometry(z, y, g, lam), [z[y == k].mean(dim=0) for k in range(len(g))]
+    facts = {"1/lambda": 1 / lam, "texts": mean_cosine(g),
+             "delta_star": best_shared_part(torch.stack(z_k)),
+             "own": found["cosine, image and its own text"],
+             "others": found["cosine, image and other texts"]}
+    parts = {part: ("world", part) for part in ("base", "novel")}
+    for part, where in (parts | {target: (target, "all") for target in page.TARGETS}).items():
+        found = geometry.geometry(*geometry.little_world(*where))
+        facts |= {part: found["accuracy, %"], f"chance {part}": 100 / found["classes"]}
+    return facts
 
 
 def best_shared_part(z_k):
@@ -276,7 +246,7 @@ def best_shared_part(z_k):
 def criteria(found, lift):
     """The checks by which the tiny CLIP is accepted -> text. No run with NPT enters.
 
-    found  what geometry() gives; lift: MaPLe's gain in base accuracy at tau = 1, one a seed
+    found  of zero_shot_facts; lift: MaPLe's gain in base accuracy at tau = 1, one a seed
     """
     checks = [("1/lambda = 100", "1/lambda", 1, abs(found["1/lambda"] - 100) < .1),
               ("mean cosine of the base class texts at least 0.5", "texts", 2,
@@ -300,13 +270,8 @@ def criteria(found, lift):
 
 def parse(argv=None):
     p = data.Parser(description=__doc__.splitlines()[0])
-    only = p.add_mutually_exclusive_group()
-    only.add_argument("--criteria", action="store_true",
-                      help="only the checks of the tiny CLIP and the pilot, to criteria.txt")
-    only.add_argument("--page", action="store_true",
-                      help="make no run, only the tables of laboratory.md from laboratory.csv")
-    only.add_argument("--quick", action="store_true",
-                      help=f"the main cells with {QUICK_SEEDS} seeds, printed and not kept")
+    p.add_argument("--criteria", action="store_true",
+                   help="only the checks of the tiny CLIP and the pilot, to criteria.txt")
     p.add_argument("--processes", type=data.whole(1), default=os.cpu_count(),
                    help="runs at a time (%(default)s)")
     return p.parse_args(argv)
@@ -314,25 +279,18 @@ def parse(argv=None):
 
 def run(args):
     if args.criteria:
-        text = criteria_text(geometry(), collect(PILOTS, args.processes))
+        text = criteria_text(zero_shot_facts(), collect(PILOTS, args.processes))
         data.write(CRITERIA, text)
         print(text, end="")
-    elif args.quick:
-        done = make_runs(planned(QUICK, QUICK_SEEDS), args.processes)
-        print(page.quick(page.Results(done)))
     else:
-        done = page.read_results() if args.page else collect(GRIDS, args.processes)
-        missing = [key for key in keys(GRIDS) if key not in done]
-        if missing:
-            raise ValueError(f"{page.CSV.name} lacks {len(missing)} runs of this world, first "
-                             f"{' '.join(missing[0])}: leave out --page to make them")
+        found = page.Results(collect(GRIDS, args.processes))
         # the tables anew; the prose stays as it is
-        data.write(PAGE, page.with_tables(PAGE.read_text(encoding="utf-8"), page.Results(done)))
+        data.write(PAGE, page.with_tables(PAGE.read_text(encoding="utf-8"), found))
         print(f"written: {PAGE}")
 
 
 def criteria_text(found, done):
-    """What criteria.txt says, of geometry() and the pilots' runs."""
+    """What criteria.txt says, of zero_shot_facts and the pilots' runs."""
     lift = [done[key]["base"] - found["base"] for key in keys(["pilot-balanced"])]
     pilots = page.Results(done, pilot=True)
     return criteria(found, lift) + page.pilot(pilots) + CHOICE + choice(found, pilots) + AGAIN
@@ -346,8 +304,6 @@ def choice(found, pilots):
         for rate in page.RATES_TRIED:
             cell = {**page.BALANCED, "epochs": epochs, "lr": rate}
             base, novel, h = (pilots.values(m, cell) for m in page.ACCURACIES)
-            if not base:                                            # not asked for
-                continue
             met = numpy.mean(base) >= found["base"] and numpy.mean(novel) >= found["novel"]
             if met:
                 means[rate] = numpy.mean(h)
