@@ -221,17 +221,16 @@ def collect(names, processes):
 
 def zero_shot_facts():
     """What zero-shot CLIP has in the world, by name: lambda, cosines, accuracies in per cent."""
-    z, y, g, lam = geometry.little_world()
-    found, z_k = geometry.geometry(z, y, g, lam), [z[y == k].mean(dim=0) for k in range(len(g))]
-    facts = {"1/lambda": 1 / lam, "texts": mean_cosine(g),
-             "delta_star": best_shared_part(torch.stack(z_k)),
-             "own": found["cosine, image and its own text"],
-             "others": found["cosine, image and other texts"]}
-    parts = {part: ("world", part) for part in ("base", "novel")}
-    for part, where in (parts | {target: (target, "all") for target in page.TARGETS}).items():
-        found = geometry.geometry(*geometry.little_world(*where))
-        facts |= {part: found["accuracy, %"], f"chance {part}": 100 / found["classes"]}
-    return facts
+    features = {part: geometry.little_world("world", part) for part in ("base", "novel")}
+    features |= {target: geometry.little_world(target, "all") for target in page.TARGETS}
+    found = {part: geometry.geometry(*parts) for part, parts in features.items()}
+    z, y, g, lam = features["base"]
+    z_k = torch.stack([z[y == k].mean(dim=0) for k in range(len(g))])
+    return {"1/lambda": 1 / lam, "texts": mean_cosine(g), "delta_star": best_shared_part(z_k),
+            "own": found["base"]["cosine, image and its own text"],
+            "others": found["base"]["cosine, image and other texts"],
+            **{part: numbers["accuracy, %"] for part, numbers in found.items()},
+            **{f"chance {part}": 100 / numbers["classes"] for part, numbers in found.items()}}
 
 
 def best_shared_part(z_k):
