@@ -59,7 +59,6 @@ ADJUSTED = {**LONG, "logit_adjust": True}
 NPT_LONG = {**LONG, **NPT}
 SUM_LC, SUM_MI = {**NPT_LONG, "w1": 39.6}, {**NPT_LONG, "w2": 36.0}     # printed sums, as means
 SUMS = {**SUM_LC, **SUM_MI}
-W2 = (0.0, 0.8, 3.2, 36.0)
 EPOCHS_TRIED = (5, 10, 2)           # in this order
 RATES_TRIED = (0.0002, 0.0004, 0.0009, 0.0018, 0.0035, 0.007)    # factors of two
 

@@ -17,19 +17,7 @@ import data
 import train
 from assets import free_features, geometry, laboratory, real_features, report
 from assets import laboratory_page as page
-from assets.laboratory_page import (
-    ADJUSTED,
-    BALANCED,
-    COCOOP,
-    EVEN,
-    EVEN_LONG,
-    LONG,
-    LONG_005,
-    NPT,
-    TWICE,
-    ZERO,
-    H,
-)
+from assets.laboratory_page import BALANCED, COCOOP, EVEN, EVEN_LONG, LONG, NPT, TWICE, ZERO, H
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +59,7 @@ def test_folders_differ_and_pilots_know_no_npt():
 def test_budgets_are_240_steps_and_480_at_the_own_setting():
     assert [sum(data.class_counts(12, 16, tau)) for tau in page.TAUS] == [192, 62, 45]
     assert EVEN["images"] == 45
-    for cell, n in ((BALANCED, 192), (LONG_005, 62), (LONG, 45), (EVEN_LONG, 45)):
+    for cell, n in ((BALANCED, 192), (page.LONG_005, 62), (LONG, 45), (EVEN_LONG, 45)):
         steps, own = n // 4 * (page.CELL | cell)["epochs"], page.at_own(cell)
         assert 240 <= steps <= 242
         assert n // 4 * own["epochs"] == 2 * steps and own == {**cell, **own, "lr": 0.0009}
@@ -408,7 +396,7 @@ def quoted(found, facts):
     own, middle = page.at_own, {"tau": 0.05}
     with_npt, strong_lc, strong_mi = {**LONG, **NPT}, page.SUM_LC, page.SUM_MI
     cells = [{**learner, "tau": tau} for learner in ({}, COCOOP) for tau in page.TAUS]
-    cells += [LONG_005, LONG, {**LONG, **TWICE}, EVEN, EVEN_LONG, ADJUSTED]
+    cells += [page.LONG_005, LONG, {**LONG, **TWICE}, EVEN, EVEN_LONG, page.ADJUSTED]
     gains = [gain(cell) for cell in cells]
     left = 1 - 11 / 12 * found.mean("delta_lcd", LONG)
     net = found.values("net_few_last", LONG)
@@ -454,13 +442,13 @@ def quoted(found, facts):
                            [real_features.ZERO]).quoted(2))),
         ("by cell**: frozen {} to {}, own {} to {}.",
          (*by_cell(dict), *by_cell(own))),
-        ("{} of {} verdicts;", (page.claims_table(found).count("| **"),
+        ("{} of {} verdicts,", (page.claims_table(found).count("| **"),
                                 sum(sign != 0 for _, _, sign, *_ in page.CLAIMS))),
         ("the former moves by {}.", (p(1, H, own({**middle, **NPT}), own(middle),
                                          {**middle, **NPT}, middle),)),
         ("is {} from zero-shot CLIP, frozen {}.", (p(1, H, own({}), ZERO), p(1, H, {}, ZERO))),
-        ("common ones pay: own {} for {}.",
-         [p(1, recall, own(ADJUSTED), own(LONG)) for recall in ("few", "many")]),
+        ("common ones pay: own recall {} and {}.",
+         [p(1, recall, own(page.ADJUSTED), own(LONG)) for recall in ("few", "many")]),
         ("With Eq. (6) as a sum Delta_LCD is {}.", (f"{found.mean('delta_lcd', strong_mi):.2f}",)),
         ("it is {} after the warm-up epoch, {} after {} and then negative in {} of {} seeds; of "
          "many-shot ones {}.",
