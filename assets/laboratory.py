@@ -91,11 +91,11 @@ where none does, the paper's 0.0035 stays
 AGAIN = """\
 the laboratory at that setting, written down before its runs (main's four cells were there before):
 hypotheses H1 to H6 and all other claims unchanged; the cells of main, long-0.01, even-long (seeds 1
-to 40), even, adjusted, 0.05, cocoop and transfer (1 to 8) with the rate 0.0009 and twice their
-epochs: 480 steps on balanced images, 484 (long-0.01, even-long, adjusted) or 110 on 45, 150 on 62
-(of even, adjusted and 0.05 12 seeds were planned first, cut to 8 for time before they began, and
-made 12 again once the 8 were seen); intervals as before, of six at once for H1 to H6 at this
-setting too; a claim has moved where its verdict's word changes
+to 40), even, adjusted, 0.05 (1 to 12), cocoop and transfer (1 to 8) with the rate 0.0009 and twice
+their epochs: 480 steps on balanced images, 484 (long-0.01, even-long, adjusted) or 110 on 45, 150
+on 62; intervals as before, of six at once for H1 to H6 at this setting too; a claim has moved where
+its verdict's word changes; (for time, even, adjusted and 0.05 were cut to 8 seeds before they
+began, and made 12 again, as planned, once the 8 were seen)
 """
 MET = {True: "met    ", False: "NOT MET"}
 WATCHED = ("long-0.01", "own-long-0.01")                # Remark 2 over training
