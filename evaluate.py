@@ -590,17 +590,17 @@ def run(args):
                            args.data_root or settings["data_root"], features)
     found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
              "results": results}
-    data.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
+    data.write(out / f"{args.task}.json", json.dumps(rounded(found), indent=1))
     print(f"saved in {out / f'{args.task}.json'}")
 
 
-def measured(value):
-    """The same, None for every number that could not be measured: JSON has no NaN."""
+def rounded(value):
+    """The same with six decimals, None for what could not be measured: JSON has no NaN."""
     if isinstance(value, dict):
-        return {name: measured(part) for name, part in value.items()}
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value
+        return {name: rounded(part) for name, part in value.items()}
+    if not isinstance(value, float):
+        return value
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def main(argv=None):

@@ -478,14 +478,7 @@ def summary(measures):
     for part, prefix in (("base", ""), ("all", ""), ("novel", "novel_")):
         numbers |= {prefix + name: value for name, value in measures.get(part, {}).items()
                     if name != "accuracy"}
-    return {name: rounded(value) for name, value in numbers.items()}
-
-
-def rounded(value):
-    """Six decimals, words as they are; None for what could not be measured."""
-    if isinstance(value, str):
-        return value
-    return None if value is None or not math.isfinite(value) else round(value, 6)
+    return evaluate.rounded(numbers)
 
 
 # A run's folder --------------------------------------------------------------------------------
