@@ -7,7 +7,7 @@
 
 Only that file is run, each of its functions by itself; Ctrl-C ends one that never ends. Answers are
 compared with solutions.py's on random unit vectors g (K, d), z (N, d); a slip is a wrong function
-that gives just the same answer.
+that gives just the same answer. Where none does, a small case is worked out in words.
 """
 import ast
 import copy
@@ -91,6 +91,24 @@ GIVEN = {
                        torch.tensor([0, 0, 0, 0, 1, 1, 2]), 0.4)],
     "lc_floor": [(6, 2), (1000, 512), (5, 4), (4, 6)],
     "gain": [([-1.0, 0.5, 3.0, 0.0, 0.5], 2.776)],
+}
+AXES = torch.eye(4, dtype=torch.float64)
+BY_HAND = {              # a small case in words, for an answer that is no slip alone
+    "n_k": ((0.01,), "at tau = 0.01 the third class has 16 x 0.316^2 = 1.60, cut off to 1, and no "
+                     "class has less"),
+    "lc_sum": ((AXES,), "four texts at right angles are 12 pairs that miss mu = -1/3 by 1/3, and "
+                        "the sum is 12/9 = 1.3333"),
+    "delta_lcd": ((AXES,), "four texts at right angles have cosines 0, mu = -1/3, ||gbar||^2 = 1/4 "
+                           "and Delta_LCD = 0.3333"),
+    "lc_parts": ((AXES[[0, 0, 1]],), "at the cosines 1, 0, 0 and mu = -1/2 the mean miss is 5/6, "
+                                     "and the parts are 0.6944 and 0.2222"),
+    "text_gradient": ((AXES[:2, :2], AXES[[0, 0], :2], torch.tensor([0, 1]), 0.25),
+                      "z (1, 0) of class 0 and (0, 1) of class 1, each p 1/2, at lam = 1/4 have "
+                      "the gradients (-1, 1) and (1, -1)"),
+    "lc_floor": ((4, 2), "a square, K = 4 and d = 2, has 8 cosines 0, 4 of -1 and mu = -1/3, and "
+                         "is at the floor with 8/9 + 16/9 = 2.6667"),
+    "gain": (([1.0, 1.0, 1.0, 5.0], 3.0), "1, 1, 1, 5 at t = 3 have the variance 12/3, so s = 2, "
+                                          "and the answer is 2 and 3"),
 }
 ANY = math.nan          # in a slip of two numbers: whatever the other one is
 SLIPS = {
@@ -219,24 +237,37 @@ def same(got, other):
     return torch.allclose(got, torch.where(other.isnan(), got, other), rtol=1e-4, atol=1e-6)
 
 
-def check_numbers(name, answer):
-    for given in GIVEN.get(name, [()]):
-        right = tensor(getattr(solutions, name)(*given))
-        got = numbers(name, answer(*given), right.shape)
-        words = complaint(name, given, got, right)
-        if words:
-            plain = given and all(isinstance(x, (int, float)) for x in given)
-            raise Wrong(f"{name}({', '.join(map(str, given))}): {words}" if plain else words)
+def both(name, answer, given):
+    """-> what the answer gives, what the solution gives"""
+    right = tensor(getattr(solutions, name)(*given))
+    return numbers(name, answer(*given), right.shape), right
 
 
-def complaint(name, given, got, right):
+def by_hand(name, answer):
+    given, words = BY_HAND[name]
+    got, right = both(name, answer, given)
+    if same(got, right):
+        return f"not that, though right in this case: {words}"
+    return f"not that; a case by hand: {words}; yours gives {got.round(decimals=4).tolist()}"
+
+
+def complaint(name, answer, given):
     """"" where all that is wanted holds, or where it is the same as the solution's."""
+    got, right = both(name, answer, given)
     if name in WANTED:
         return next((words for words, holds in WANTED[name].items() if not holds(got, *given)), "")
     if same(got, right):
         return ""
-    slips = (words for words, wrong in SLIPS[name].items() if same(got, wrong(*given)))
-    return next(slips, "not that; try a case that you know by hand")
+    slips = (words for words, slip in SLIPS[name].items() if same(got, slip(*given)))
+    return next(slips, "") or by_hand(name, answer)
+
+
+def check_numbers(name, answer):
+    for given in GIVEN.get(name, [()]):
+        words = complaint(name, answer, given)
+        if words:
+            plain = given and all(isinstance(x, (int, float)) for x in given)
+            raise Wrong(f"{name}({', '.join(map(str, given))}): {words}" if plain else words)
 
 
 def check_letters(name, answer):
