@@ -121,6 +121,10 @@ def test_other_right_answers():
     assert verdict("etf", lambda K: [[1, 0], [-0.5, 0.75 ** 0.5], [-0.5, -0.75 ** 0.5]] if K == 3
                    else torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / 3 ** 0.5
                    ) == "solved"
+    assert verdict("etf", lambda K: [[0, 1], [0.87, -0.5], [-0.87, -0.5]] if K == 3 else [
+        [0.94, 0, -0.33], [-0.47, 0.82, -0.33], [-0.47, -0.82, -0.33], [0, 0, 1]]) == "solved"
+    assert verdict("five_in_the_plane", lambda: [
+        [1, 0], [0.31, 0.95], [-0.81, 0.59], [-0.81, -0.59], [0.31, -0.95]]) == "solved"
     assert verdict("lc_sum", lambda g: solutions.lc_sum(g).float()[None]) == "solved"
     assert verdict("lc_sum", lambda g: (solutions.lc_sum(g), g.zero_())[0]) == "solved"
     assert exercises.GIVEN["lc_sum"][0][0].any()        # it was a copy
