@@ -355,18 +355,20 @@ def judge_all(exercises, path):
 def main(argv=None):
     p = data.Parser(description="Check answers to the exercises of assets/exercises.md.")
     p.add_argument("number", nargs="?", type=data.whole(1, 8), help="one exercise (all)")
-    p.add_argument("--answers", type=Path, metavar="FILE", default=Path("my_answers.py"),
-                   help="your functions; written, empty, where it is not there (%(default)s)")
+    p.add_argument("--answers", type=Path, metavar="FILE", help="your functions (my_answers.py, "
+                   "which is written, empty, where it is not there)")
 
     def job():
         args = p.parse_args(argv)
-        if args.answers.suffix != ".py" or args.answers.is_dir():
-            raise ValueError(f"{args.answers}: expected the name of a .py file")
-        if not args.answers.exists():
-            data.write(args.answers, stubs())
-            print(f"{args.answers} is new: fill in its functions, then the same command again")
+        path = args.answers or Path("my_answers.py")
+        if not args.answers and not path.exists():
+            data.write(path, stubs())
+            print(f"{path} is new: fill in its functions, then the same command again")
             return 0
-        return judge_all([args.number] if args.number else EXERCISES, args.answers)
+        if not path.is_file():
+            raise ValueError(f"{path}: expected a file of answers, and there is none; without "
+                             "--answers an empty one is written, my_answers.py")
+        return judge_all([args.number] if args.number else EXERCISES, path)
 
     return data.run_script(job)
 

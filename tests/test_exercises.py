@@ -173,8 +173,9 @@ def test_the_command(at):
         1, "7  lc_floor: not yet\n7  five_in_the_plane: not yet\n", "")
     words = [1, "--answers", solutions.__file__]
     assert done(*words, main=exercises.main) == "1  n_k: solved\n"
-    for words in ([9], ["x"], ["--answers", "no/such.py"], ["--answers", "mine.txt"]):
+    for words in ([9], ["x"], ["--answers", "no/such.py"], ["--answers", "my_anwsers.py"]):
         refused(*words, main=exercises.main)
+    assert [path.name for path in Path().iterdir()] == ["my_answers.py"]
 
 
 def test_the_page_has_all_functions_folds_its_hints_and_plans_the_time():
