@@ -72,8 +72,8 @@ def interval(x, t, correction=1, power=0.5):
 
 
 def near(got, wanted):
-    """As near as numbers written down with two decimals are."""
-    return (got - wanted).abs().max() < 0.02
+    """As near as cosines of vectors written down with two decimals are."""
+    return (got - wanted).abs().max() < 0.025
 
 
 def unit(g):
