@@ -15,7 +15,6 @@ import math
 import sys
 import traceback
 from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -277,13 +276,13 @@ def check_numbers(name, answer):
 
 def check_letters(name, answer):
     given, refuted = answer(), REFUTED[name]
-    letters = list(given) if isinstance(given, (str, set, list, tuple)) else []
-    if not letters or any(letter not in list(refuted) for letter in letters):
+    letters = {*map(str, given)} if isinstance(given, (str, set, list, tuple)) else set()
+    if not letters or letters - refuted.keys():
         raise Wrong(f"{name} should be letters from A to {max(refuted)}")
     for letter in sorted(letters):
         if refuted[letter]:
             raise Wrong(f"{letter} does not follow: {refuted[letter]}")
-    if len(set(letters)) < list(refuted.values()).count(""):
+    if "" in [refuted[letter] for letter in refuted.keys() - letters]:
         raise Wrong("what you chose does follow, and it is not all that does")
 
 
@@ -300,16 +299,15 @@ def stubs():
 
 
 def load(path):
-    """A file of answers as a module, run where its prints and questions are not heard."""
-    module = ModuleType("answers")
-    vars(module).update(print=lambda *_, **__: None, input=lambda *_: "")
-    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))
-    return module
+    """The names of a file of answers, run where its prints and questions are not heard."""
+    answers = {"__name__": "answers", "print": lambda *_, **__: None, "input": lambda *_: ""}
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), answers)
+    return answers
 
 
 def judge(name, answers):
     """Raises Wrong, or whatever the student's function raises, unless the answer is right."""
-    function = getattr(answers, name, None)
+    function = answers.get(name)
     if not callable(function):
         raise Wrong(f"there is no function {name} in the file")
 
@@ -343,13 +341,13 @@ def judge_all(exercises, path):
     if answers is None:
         print(f"{path}: {state}")
         return 1
-    states = set()
+    code = 0
     for number in exercises:
         for name in EXERCISES[number]:
             _, state = guarded(path, judge, name, answers)
             print(f"{number}  {name}: {state}")
-            states.add(state)
-    return int(states != {"solved"})
+            code |= state != "solved"
+    return code
 
 
 def main(argv=None):
@@ -366,8 +364,8 @@ def main(argv=None):
             print(f"{path} is new: fill in its functions, then the same command again")
             return 0
         if not path.is_file():
-            raise ValueError(f"{path}: expected a file of answers, and there is none; without "
-                             "--answers an empty one is written, my_answers.py")
+            raise ValueError(f"{path}: expected a file of answers, and there is none; leave out "
+                             "--answers to have an empty one, my_answers.py")
         return judge_all([args.number] if args.number else EXERCISES, path)
 
     return data.run_script(job)

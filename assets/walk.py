@@ -57,9 +57,6 @@ def text_prompts(learner, P, t, ends):
     places = ["start", *(f"u_{j + 1}" for j in range(b)), *words[1 + b:]]
     print(f"class 1: \"{prompt}\" -> {learner.show_prompt(learner.classnames[0])}")
     print(f"t_1 = [{', '.join(places)}], then padding up to position {t.shape[1] - 1}")
-    for j in range(b):
-        print(f"u_{j + 1} at position {j + 1} is learned; it starts at the vector of "
-              f"\"{words[1 + j]}\"")
     print(f"t {tuple(t.shape)} = (K, 77, w); u {tuple(P['ctx'].shape)}: the same two rows in all "
           f"{len(t)} prompts")
     print(f"end token, where g_k is read, by class: {' '.join(map(str, ends.tolist()))}")
@@ -82,16 +79,11 @@ def text_features(g):
           f"largest {pairs.max():.4f}; mu {-1 / (K - 1):.4f}")
 
 
-def image_features(z, g, y):
-    cosines, K = z @ g.T, len(g)
+def image_features(z, g):
     print(f"z {tuple(z.shape)} = (N, d), lengths {row(z.norm(dim=1), 3)}")
-    print(f"<z_n, g_k>, a row an image, a column each of the {K} classes:")
-    for of_image in cosines:
-        print(f"  {row(of_image, 2)}")
-    for n, k in enumerate(y):
-        others = [cosines[n, i].item() for i in range(K) if i != k]
-        print(f"image {n + 1}: <z, g> of its own text {cosines[n, k]:.4f}; of others: mean "
-              f"{sum(others) / len(others):.4f}, largest {max(others):.4f}")
+    print(f"<z_n, g_k>, a row an image, a column each of the {len(g)} classes:")
+    for cosines in z @ g.T:
+        print(f"  {row(cosines, 2)}")
 
 
 def equation_1(z, g, y, names, lam, logits, p):
@@ -211,10 +203,10 @@ def parts(text):
     return re.split(r"(?m)^## (?=\d+\. )", text)
 
 
-def walk():
+def walk(text):
     """Run the page's code, station by station -> what each shows, and all names of that code."""
     outputs, names = [], {}
-    for show, part in zip(STATIONS, parts(PAGE.read_text(encoding="utf-8"))[1:], strict=True):
+    for show, part in zip(STATIONS, parts(text)[1:], strict=True):
         code = "".join(re.findall(r"```python\n([^`]*)```\n", part))
         exec(compile(code, part.partition("\n")[0], "exec"), names)
         out = io.StringIO()
@@ -238,7 +230,8 @@ def main(argv=None):
 
     def job():
         args = p.parse_args(argv)
-        text, (outputs, _) = PAGE.read_text(encoding="utf-8"), walk()
+        text = PAGE.read_text(encoding="utf-8")
+        outputs, _ = walk(text)
         if args.page:
             data.write(PAGE, page(text, outputs))
             return

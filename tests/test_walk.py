@@ -13,7 +13,7 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?")
 
 @pytest.fixture(scope="module")
 def walked():
-    return walk.walk()
+    return walk.walk(TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_the_nearest_words(walked, printed):
 
 
 def test_the_command(walked, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(walk, "walk", lambda: walked)
+    monkeypatch.setattr(walk, "walk", lambda _: walked)
     monkeypatch.setattr(walk, "PAGE", tmp_path / "walk.md")
     walk.PAGE.write_text(re.sub(r"image 1: class.*", "stale", TEXT), encoding="utf-8")
     assert walk.main([]) == 0
