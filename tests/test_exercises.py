@@ -101,7 +101,7 @@ def test_slips_are_told_apart(name, words, wrong):
     ("why_zero", lambda: "A", "the sum is zero for any z"),
     ("five_in_the_plane", lambda: [[1, 0], [0, 1], [-1, 0], [0, -1], [1, 0]], "smaller sum"),
     ("three_runs", lambda: [(1, 16, 5), (0.01, 16, 22), (1, 16, 5)], "as many images"),
-    ("three_runs", lambda: [(1, 16, 5), (0.01, 16, 5), (1, 4, 5)], "equally many steps"),
+    ("three_runs", lambda: [(1, 16, 5), (0.01, 16, 22), (1, 4, 24)], "equally many steps"),
     ("three_runs", lambda: [(1, 16, 5), (0.05, 16, 22), (1, 4, 20)], "tau should be"),
     ("three_runs", lambda: [(1, 16, 5), (0.01, 8, 22), (1, 4, 20)], "16 shots"),
     ("three_runs", lambda: [(1, 16, 5), (0.01, 16, 22), (1, 0, 20)], "whole numbers"),
