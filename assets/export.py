@@ -30,6 +30,20 @@ def save(path, learner, settings, **arrays):
 
 
 @torch.no_grad()
+def image_and_text_features(learner, dataset, labels, frozen, show=None):
+    """z (N, d), y (N,) of the test images of some classes and g (K, d), with which they are scored.
+
+    CoCoOp's texts belong to images; g is then their mean over these images.
+    """
+    learner.set_classes([dataset.classnames[k] for k in labels])
+    z, y = frozen.of(learner, labels, show)
+    if not learner.per_image:
+        return z, y, learner.text_features()
+    few = max(1, 2000 // len(labels))                                   # B x K texts at a time
+    return z, y, sum(learner.text_features(z_b).sum(dim=0) for z_b in z.split(few)) / len(z)
+
+
+@torch.no_grad()
 def export_texts(path, learner, settings):
     """g, classnames and prompts (K,). A photo's probabilities are softmax(z @ g.T / temperature).
 
@@ -54,7 +68,7 @@ def export_features(path, learner, settings, dataset, parts, frozen):
     parts  {part: labels}; each is scored on its own, its images against its texts, and y counts
            through the classes of all parts
     """
-    scored = [evaluate.image_and_text_features(learner, dataset, labels, frozen, part)
+    scored = [image_and_text_features(learner, dataset, labels, frozen, part)
               for part, labels in parts.items()]
     z, y, g = ([tensor.cpu().numpy() for tensor in column] for column in zip(*scored, strict=True))
     first = numpy.cumsum([0, *map(len, g)])                         # class of each part

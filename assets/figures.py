@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import evaluate
 import prompts
-from assets import tables, world
+from assets import export, tables, world
 
 PANELS = ("zero-shot", "balanced", "long-tailed", "long-tailed + NPT")          # of Fig. 1
 MOST_CLASSES, MOST_IMAGES = 12, 25                      # drawn in Fig. 1; images of each class
@@ -125,7 +125,7 @@ def gather(panel, run, which, data_root):
                                 ctx_init=dataset.template)
         facts = "nothing trained"
     frozen = evaluate.FrozenFeatures(dataset, run["folder"].parent / "features")
-    z, y, g = evaluate.image_and_text_features(learner, dataset, labels, frozen, panel)
+    z, y, g = export.image_and_text_features(learner, dataset, labels, frozen, panel)
     numbers, _ = evaluate.measure(learner, z, y)
     return Panel(z.cpu().double(), y.cpu(), g.cpu().double(), learner.classnames, part, facts,
                  numbers["delta_lcd"], numbers["delta_mid"])
