@@ -84,8 +84,6 @@ def export_features(path, learner, settings, dataset, parts, frozen):
 def run(args):
     if args.features and args.classnames:
         raise ValueError("--classnames goes with --texts; a dataset has its own class names")
-    if args.texts and (args.classes or args.data_root):
-        raise ValueError("--classes and --data-root go with --features: texts need no dataset")
     out = args.texts or args.features
     data.check_output("--texts" if args.texts else "--features", out, [".npz"])
     names = predict.read_classnames(args.classnames) if args.classnames else None
@@ -95,7 +93,7 @@ def run(args):
         return export_texts(out, learner, settings)
     dataset = evaluate.load_dataset(args.run, settings, args.data_root)
     print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
-    parts = evaluate.tested_classes(dataset, settings, args.classes)
+    parts = evaluate.tested_classes(dataset, settings)
     frozen = evaluate.FrozenFeatures(dataset, args.run.parent / "features")
     return export_features(out, learner, settings, dataset, parts, frozen)
 
@@ -111,8 +109,6 @@ def main(argv=None):
                       help="image and text features of its test images, labels and names")
     add("--classnames", metavar="FILE", help="with --texts: class names, one a line, also never "
                                              "trained ones (the run's)")
-    add("--classes", choices=["base", "novel", "all"],
-        help="with --features: these only (base and novel, or all where the run trained on all)")
     evaluate.add_machine_options(add, data_root=None)
     return data.run_script(lambda: run(p.parse_args(argv)))
 
