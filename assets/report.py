@@ -326,16 +326,8 @@ def details(run, settings, dataset):
 
 # The command line ------------------------------------------------------------------------------
 
-def own_parts(args, settings):
-    """The run's own dataset, and {part: (labels, training images of each)}."""
-    dataset, n = evaluate.load_dataset(args.run, settings, args.data_root), settings["class_counts"]
-    trained = n + [0] * (len(dataset.classnames) - len(n))
-    return dataset, {part: (labels, [trained[k] for k in labels])
-                     for part, labels in evaluate.tested_classes(dataset, settings).items()}
-
-
-def photo_parts(args, settings):
-    """The same of all pictures in a folder, none of which trained, as classes of the run.
+def photos(args, settings):
+    """A dataset of all pictures in a folder, none of which trained, as classes of the run.
 
     A class folder has the name that it had in training, or else that of a class.
     ValueError with all others; pictures that did train are warned of.
@@ -357,11 +349,14 @@ def photo_parts(args, settings):
                                {"train": [], "val": [], "test": items},
                                f"all {len(items)} pictures of the folder", folder, notes)
     data.check_pictures(dataset, items)
-    twins = seen_in_training(dataset, args, settings)
+    drawn, place = args.run / "drawn.csv", Path(args.data_root or settings["dataset"])
+    trained = [place / name for name in (evaluate.read_drawn(drawn) if drawn.is_file() else ())]
+    sums = {clip_model.file_sha256(path) for path in trained if path.is_file()}
+    twins = [name for name, _ in items if dataset.sha256(name) in sums]
     if twins:
         notes.append(f"{len(twins)} of these photos trained the run, byte for byte, first "
                      f"{twins[0]}: take them out, what trained is no test")
-    return dataset, {dataset.name: (list(range(len(names))), settings["class_counts"])}
+    return dataset
 
 
 def trained_folders(run):
@@ -378,31 +373,27 @@ def trained_folders(run):
     return found
 
 
-def seen_in_training(dataset, args, settings):
-    """Pictures with the bytes of one that the run trained on, as far as those are still there."""
-    drawn, place = args.run / "drawn.csv", Path(args.data_root or settings["dataset"])
-    trained = [place / name for name in (evaluate.read_drawn(drawn) if drawn.is_file() else ())]
-    sums = {clip_model.file_sha256(path) for path in trained if path.is_file()}
-    return [name for name, _ in dataset.test if dataset.sha256(name) in sums]
-
-
 def run(args):
     if args.out:
         data.check_output("--out", args.out, [".html"])
     learner, settings = evaluate.load_run(args.run, *evaluate.machine(args),
                                           backbone=args.backbone)
-    make, review = own_parts, review_below
     if args.photos:                             # how the run's own threshold does on other photos
-        make, review = photo_parts, functools.partial(reviewed, kept_threshold(args.run, settings))
-    dataset, parts = make(args, settings)
+        dataset = photos(args, settings)
+        parts = {dataset.name: list(range(len(dataset.classnames)))}
+        review = functools.partial(reviewed, kept_threshold(args.run, settings))
+    else:
+        dataset = evaluate.load_dataset(args.run, settings, args.data_root)
+        parts, review = evaluate.tested_classes(dataset, settings), review_below
     dataset.show_notes()
+    counts = settings["class_counts"] + [0] * len(dataset.classnames)       # of novel classes 0
     frozen = evaluate.FrozenFeatures(dataset, args.run.parent / "features")
     folder, found = args.run / "evaluation", {}
-    for part, (labels, counts) in parts.items():
+    for part, labels in parts.items():
         print(f"\n{settings['label']} on {dataset.name}, {part}, split: {dataset.split}")
         names, items = [dataset.classnames[k] for k in labels], data.select(dataset.test, labels)
         result, p, plain = evaluate.evaluate_classes(learner, dataset, labels, frozen)
-        found[part] = result | judge(names, counts, items, p, plain, review)
+        found[part] = result | judge(names, [counts[k] for k in labels], items, p, plain, review)
         found[part]["logit_adjust"] = settings.get("logit_adjust")
         write_files(folder / part, names, found[part])
         confused = ", ".join(f"{name} taken for {other} ({images})"
