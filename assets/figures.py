@@ -49,7 +49,7 @@ def read_runs(folders):
     for line in skipped:
         print(f"skipped   {line}")
     tables.one_kind(runs, "backbone")
-    return [run | {"result": tables.read_json(run["folder"] / "result.json")} for run in runs]
+    return runs
 
 
 def cell_of(run):
@@ -166,12 +166,6 @@ def pair(result, part, delta):
     return (abs(x), y) if all(isinstance(value, (int, float)) for value in (x, y)) else None
 
 
-def points(runs, part, delta):
-    """{cell: [pair of each run]}."""
-    found = cells(runs, lambda run: pair(run["result"], part, delta))
-    return {cell: list(content["values"].values()) for cell, content in found.items()}
-
-
 def within_and_between(points):
     """{cell: pairs} -> pairs less their cell's means, where it has several; means of all cells."""
     within, between = [], []
@@ -215,25 +209,25 @@ def weight_maps(runs):
     return {key: found for key, found in maps.items() if found.keys() != {(0, 0)}}
 
 
-def read_history(path):
-    """history.csv of a run -> {column: numbers}; nan for what could not be measured."""
-    try:
-        rows = data.read_csv(path)
-        return {name: [float(row[name]) for row in rows] for name in ("step", *HISTORY)}
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path}: not what assets/history.py writes ({error})") from None
-
-
 def histories(folders):
-    """{name: columns} of the runs that have a history; FileNotFoundError where none has."""
-    seen = set()
+    """{name: {column: numbers}} of the runs that have a history.csv, nan for what could not be
+    measured; FileNotFoundError where none has."""
+    seen, read = set(), {}
     found = [run for top in folders for run in tables.run_folders(top.resolve(), seen)
              if (run / "history.csv").is_file()]
     if not found:
         raise FileNotFoundError(f"{folders[0]}: no history.csv in it: train with "
                                 "assets/history.py")
     top = os.path.commonpath([run.parent for run in found])
-    return {str(run.relative_to(top)): read_history(run / "history.csv") for run in found}
+    for run in found:
+        try:
+            rows = data.read_csv(run / "history.csv")
+            read[str(run.relative_to(top))] = {name: [float(row[name]) for row in rows]
+                                               for name in ("step", *HISTORY)}
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(f"{run / 'history.csv'}: not what assets/history.py writes ({error})"
+                             ) from None
+    return read
 
 
 # Drawing --------------------------------------------------------------------------------------
@@ -390,7 +384,8 @@ def figure_2(args):
         "Zero-shot CLIP is in neither.", remarks(runs))
     for ax, (part, delta) in zip(figure.subplots(2, 2).flat,
                                  product(PREFIX, ("delta_lcd", "delta_mid")), strict=True):
-        found = points(runs, part, delta)
+        found = {cell: [*content["values"].values()] for cell, content in cells(
+            runs, lambda run, part=part, delta=delta: pair(run["result"], part, delta)).items()}
         for (_, method, tau, variant, *_), pairs in found.items():
             ax.plot(*zip(*pairs, strict=True), **looks[tau, method, variant], alpha=0.8)
         plain = dict.fromkeys(pair(run["result"]["zeroshot"], part, delta) for run in runs)
@@ -425,7 +420,13 @@ def figure_4(args):
     for ax, (method, part) in zip(axes, panels, strict=True):
         for place, (dataset, tau) in enumerate(bars):
             record = found[part].get((dataset, method, tau), {"n": 0})
-            draw_gain(ax, place, colours[tau], **record)
+            n = record["n"]
+            ax.text(place, 0.02, str(n or "not run"), transform=ax.get_xaxis_transform(),
+                    ha="center", va="bottom", fontsize=8, rotation=0 if n else 90,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+            if n:
+                ax.bar(place, record["mean"], 0.85, yerr=record["spread"], capsize=3,
+                       color=colours[tau], edgecolor="black")
         ax.axhline(0, color="black", linewidth=0.8)
         ax.margins(y=0.18)                              # room for n
         middles = [len(taus) * (d + 0.5) - 0.5 for d in range(len(datasets))]
@@ -436,15 +437,6 @@ def figure_4(args):
                                      "color": colour, "markeredgecolor": "black"}
                     for tau, colour in colours.items()}, len(taus))
     return figure
-
-
-def draw_gain(ax, place, colour, n, mean=None, spread=None, **_):
-    """A bar with its interval, n at the bottom."""
-    ax.text(place, 0.02, str(n or "not run"), transform=ax.get_xaxis_transform(), ha="center",
-            va="bottom", fontsize=8, rotation=0 if n else 90,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    if n:
-        ax.bar(place, mean, 0.85, yerr=spread, capsize=3, color=colour, edgecolor="black")
 
 
 def figure_5(args):
@@ -462,27 +454,23 @@ def figure_5(args):
         "n seeds; cells of another n average other seeds. (0, 0) is the run without NPT; dark is "
         "high.", remarks(runs))
     values = [mean for found in maps.values() for mean, _ in found.values()]
+    low, high = min(values) - 1, max(values) + 1
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for ax in axes[len(maps):]:
         ax.set_axis_off()
     for ax, ((dataset, method, tau), found) in zip(axes, maps.items(), strict=False):
-        draw_map(ax, found, w1, w2, min(values) - 1, max(values) + 1)
+        grid = [[found.get((a, b), (math.nan, 0)) for b in w2] for a in w1]
+        ax.imshow([[mean for mean, _ in row] for row in grid], cmap="Greys", vmin=low, vmax=high,
+                  origin="lower", aspect="auto")                                # w_1 upwards
+        for i, j in product(range(len(w1)), range(len(w2))):
+            mean, n = grid[i][j]
+            ax.text(j, i, f"{mean:.2f}\nn = {n}" if n else "not run", ha="center", va="center",
+                    fontsize=8.5, color="white" if 2 * mean > low + high else "black")
+        ax.set_xticks(range(len(w2)), [f"{w:g}" for w in w2])
+        ax.set_yticks(range(len(w1)), [f"{w:g}" for w in w1])
         ax.set(title=f"{tables.row_label((method, 'off'))}, {dataset}, τ = {tau:g}",
                xlabel="$w_2$ (of $L_{MI}$)", ylabel="$w_1$ (of $L_{LC}$)")
     return figure
-
-
-def draw_map(ax, found, w1, w2, low, high):
-    """Squares of {(w_1, w_2): (mean, n)} with their numbers, w_1 upwards."""
-    grid = [[found.get((a, b), (math.nan, 0)) for b in w2] for a in w1]
-    ax.imshow([[mean for mean, _ in row] for row in grid], cmap="Greys", vmin=low, vmax=high,
-              origin="lower", aspect="auto")
-    for i, j in product(range(len(w1)), range(len(w2))):
-        mean, n = grid[i][j]
-        ax.text(j, i, f"{mean:.2f}\nn = {n}" if n else "not run", ha="center", va="center",
-                fontsize=8.5, color="white" if 2 * mean > low + high else "black")
-    ax.set_xticks(range(len(w2)), [f"{w:g}" for w in w2])
-    ax.set_yticks(range(len(w1)), [f"{w:g}" for w in w1])
 
 
 def figure_history(args):
