@@ -110,12 +110,11 @@ def choose(runs):
     return {panel: best.get(panel) for panel in PANELS}
 
 
-def gather(panel, run, which, data_root):
-    """The Panel of a run, of the novel classes where there are such and no others are asked for."""
+def gather(panel, run):
+    """The Panel of a run, as in the paper of the novel classes where there are such."""
     learner, settings = evaluate.load_run(run["folder"])
-    dataset = evaluate.load_dataset(run["folder"], settings, data_root)
-    parts = evaluate.tested_classes(dataset, settings, which)
-    part, labels = list(parts.items())[-1]
+    dataset = evaluate.load_dataset(run["folder"], settings, None)
+    part, labels = list(evaluate.tested_classes(dataset, settings).items())[-1]
     n = settings["class_counts"]
     steps = settings["epochs"] * data.steps(sum(n), settings["batch_size"])
     facts = (f"τ = {settings['tau']:g}, $n_k$ {max(n)} to {min(n)}\n"
@@ -282,8 +281,7 @@ def class_looks(names):
 def figure_1(args):
     """Two planes with texts as arrows and images as points, and two matrices of their cosines."""
     chosen = choose(read_runs(args.runs))
-    panels = [run and gather(panel, run, args.classes, args.data_root)
-              for panel, run in chosen.items()]
+    panels = [run and gather(panel, run) for panel, run in chosen.items()]
     names, of = panels[0].names, chosen[PANELS[0]]
     learner, dataset = tables.row_label((of["row"][1], "off")), Path(of["dataset"]).name
     if any(panel.names != names for panel in panels if panel):
@@ -504,14 +502,7 @@ def parse(argv=None):
                                                       "them")
     p.add_argument("--out", type=Path, required=True, metavar="FILE",
                    help=f"{', '.join(UNDATED)} by its ending")
-    p.add_argument("--classes", choices=["base", "novel", "all"],
-                   help="of Figure 1 (novel, as in the paper, where there are such)")
-    p.add_argument("--data-root", metavar="FOLDER",
-                   help="of Figure 1: folder of the datasets (the one the runs had)")
-    args = p.parse_args(argv)
-    if args.figure != "1" and (args.classes or args.data_root):
-        raise ValueError("--classes and --data-root go with Figure 1")
-    return args
+    return p.parse_args(argv)
 
 
 def run(args):
