@@ -367,12 +367,11 @@ def make_table(number, folders, form="text"):
     legend = [f"{mark}: {words}" for mark, words in MARKS.items() if mark in used]
     notes = list(dict.fromkeys(legend + notes))
     if form == "csv":
+        rows = [[f"{value:.2f}" if type(value) is float and name != "tau" else value
+                 for name, value in r.items()] for r in records]
+        rows += [["note", number, *[""] * (len(records[0]) - 3), note] for note in notes]
         text = io.StringIO()
-        writer = csv.DictWriter(text, records[0], restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: f"{value:.2f}" if type(value) is float and name != "tau" else value
-                          for name, value in r.items()} for r in records)
-        writer.writerows({"kind": "note", "table": number, "marks": note} for note in notes)
+        csv.writer(text, lineterminator="\n").writerows([[*records[0]], *rows])
         return text.getvalue()
     draw = {"text": evaluate.table, "markdown": markdown}[form]
     title = f"Table {number}: {SHOWN[number]}, %.\n{LEGEND}"
