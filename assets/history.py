@@ -38,8 +38,6 @@ def watch(learner, dataset, items, step, folder):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-
     def job():
         plan = train.parse(argv)
         if len(plan) > 1:

@@ -68,8 +68,8 @@ POLYGONS = {
     "cross": [(-.27, -.95), (.27, -.95), (.27, -.27), (.95, -.27), (.95, .27), (.27, .27),
               (.27, .95), (-.27, .95), (-.27, .27), (-.95, .27), (-.95, -.27), (-.27, -.27)],
     "bolt": [(.25, 1.0), (-.6, -.1), (-.05, -.1), (-.3, -1.0), (.6, .15), (.05, .15)],
+    "heart": [(-.8, .1), (-.42, .33), (0, .5), (.42, .33), (.8, .1), (0, -.9)],     # less its lobes
 }
-POINT_OF_HEART = [(-.8, .1), (-.42, .33), (0, .5), (.42, .33), (.8, .1), (0, -.9)]
 
 
 def _inside(shape, p):
@@ -84,7 +84,7 @@ def _inside(shape, p):
         return torch.minimum(_disc(p, .68, 0, 1.15), _disc(p, -.68, 0, 1.15))
     if shape == "heart":
         lobes = torch.maximum(_disc(p, .42, .33, .48), _disc(p, -.42, .33, .48))
-        return torch.maximum(lobes, _polygon(p, POINT_OF_HEART))
+        return torch.maximum(lobes, _polygon(p, POLYGONS[shape]))
     return _polygon(p, POLYGONS[shape])
 
 
