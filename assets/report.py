@@ -336,8 +336,11 @@ def photos(args, settings):
     if not folder.is_dir():
         raise FileNotFoundError(f"--photos {folder}: no such folder; expected one with a "
                                 "sub-folder of pictures for each class")
-    label_of = {name: k for k, name in enumerate(names)}
-    label_of |= {key: k for key, k in trained_folders(args.run).items() if k < len(names)}
+    label_of, split = {name: k for k, name in enumerate(names)}, args.run / "split.json"
+    for name, label in data.read_split(split)[1]["train"] if split.is_file() else ():
+        top, *below = data.one_spelling(name).split("/")[:-1] or [""]
+        if label < len(names):
+            label_of[below[0] if top == "train" and below else top] = label
     _, found = data.read_folders(folder, notes)
     unknown = sorted({key for items in found.values() for _, key in items} - label_of.keys())
     if unknown:
@@ -357,20 +360,6 @@ def photos(args, settings):
         notes.append(f"{len(twins)} of these photos trained the run, byte for byte, first "
                      f"{twins[0]}: take them out, what trained is no test")
     return dataset
-
-
-def trained_folders(run):
-    """{class folder: label} of the folder that a run was trained on, none where it was no folder.
-
-    They differ from the classes' names where these came from a file.
-    """
-    if not (run / "split.json").is_file():
-        return {}
-    found = {}
-    for name, label in data.read_split(run / "split.json")[1]["train"]:
-        top, *below = data.one_spelling(name).split("/")[:-1] or [""]
-        found[below[0] if top == "train" and below else top] = label
-    return found
 
 
 def run(args):
