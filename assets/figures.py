@@ -18,9 +18,9 @@ import os
 import statistics
 import sys
 import textwrap
+from collections import namedtuple
 from itertools import cycle, product
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -81,16 +81,8 @@ def remarks(runs):
 
 # What Fig. 1 shows ----------------------------------------------------------------------------
 
-class Panel(NamedTuple):
-    """One learner's features: z (N, d), y (N,) of test images and g (K, d) of texts."""
-    z: torch.Tensor
-    y: torch.Tensor
-    g: torch.Tensor
-    names: list
-    part: str           # base, novel or all
-    facts: str
-    delta_lcd: float
-    delta_mid: float
+# One learner's z (N, d), y (N,) of test images and g (K, d) of texts; part: base, novel or all
+Panel = namedtuple("Panel", "z y g names part facts delta_lcd delta_mid")
 
 
 def choose(runs):
