@@ -136,25 +136,22 @@ def trained(tmp_path_factory, archive):
     return root / "runs"
 
 
-@pytest.mark.parametrize("part", ["novel", "base"])
-def test_figure_1(trained, part):
+def test_figure_1(trained):
     names = ["balanced", "tail", "npt"]
-    figure = picture(1, *(trained / name for name in names), "--classes", part)
+    figure = picture(1, *(trained / name for name in names))
     tuned = [json.loads((trained / name / "result.json").read_text()) for name in names]
-    prefix, axes = {"base": "", "novel": "novel_"}[part], figure.axes
+    axes = figure.axes
     for row, delta in ((8, "delta_lcd"), (12, "delta_mid")):
-        numbers = [result[prefix + delta] for result in (tuned[0]["zeroshot"], *tuned)]
+        numbers = [result["novel_" + delta] for result in (tuned[0]["zeroshot"], *tuned)]
         for ax, now, before in zip(axes[row:], numbers, [None, *numbers], strict=False):
             said = [float(word.strip("(+)")) for word in ax.get_title().split(" = ")[1].split()]
             right = [now] if before is None else [now, now - before]
             assert said == pytest.approx(right, abs=6e-4)
-    expected = sorted(CLASSES)[:3] if part == "base" else sorted(CLASSES)[3:]
-    assert words(figure) == [name.replace("_", " ") for name in expected]
-    markers = {handle.get_marker() for handle in figure.legends[0].legend_handles}
-    assert len(markers) == len(expected)
+    assert words(figure) == [name.replace("_", " ") for name in sorted(CLASSES)[3:]]
+    assert len({handle.get_marker() for handle in figure.legends[0].legend_handles}) == 2
     assert axes[1].get_title().startswith("(b) balanced\nτ = 1, $n_k$ ")
     assert axes[2].get_title().startswith("(c) long-tailed\nτ = 0.1, $n_k$ ")
-    assert f"{part} classes" in figure.get_suptitle() and figure.get_suptitle().count("\n") == 1
+    assert "novel classes" in figure.get_suptitle() and figure.get_suptitle().count("\n") == 1
     for i in (0, 4):                                            # one plane, one scale a row
         assert len({(ax.get_xlim(), ax.get_ylim()) for ax in axes[i:i + 4]}) == 1
         assert len({ax.images[0].get_clim() for ax in axes[i + 8:i + 12]}) == 1
@@ -162,18 +159,18 @@ def test_figure_1(trained, part):
 
 def test_figure_1_draws_the_features_where_they_lie(trained):
     """Arrows against another way to the same plane, the moments of all; and panels not run."""
-    figure = picture(1, trained / "tail", "--classes", "base")
+    figure = picture(1, trained / "tail")
     chosen = figures.choose(figures.read_runs([trained / "tail"]))
-    of = [figures.gather(name, run, "base", None) for name, run in chosen.items() if run]
+    of = [figures.gather(name, run) for name, run in chosen.items() if run]
     for row, panels in ((0, of), (4, [figures.without_means(p) for p in of])):
         g, z = torch.cat([p.g for p in panels]), torch.cat([p.z for p in panels])
         moments = g.T @ g / g.square().sum() + z.T @ z / z.square().sum()
         vectors = torch.linalg.eigh(moments).eigenvectors[:, [-1, -2]]
         vectors = vectors * (g[0] @ vectors).sign()             # the first text's are positive
         shown = [figure.axes[row], figure.axes[row + 2]]
-        tips = [points.get_offsets()[0].tolist() for ax in shown for points in ax.collections[3:]]
+        tips = [points.get_offsets()[0].tolist() for ax in shown for points in ax.collections[2:]]
         assert torch.allclose(torch.tensor(tips).double(), g @ vectors, atol=1e-5)
-        for (ax, p), k in product(zip(shown, panels, strict=True), range(3)):
+        for (ax, p), k in product(zip(shown, panels, strict=True), range(2)):
             points = torch.tensor(ax.collections[k].get_offsets())
             images = p.z[p.y == k][:figures.MOST_IMAGES]
             assert torch.allclose(points.double(), images @ vectors, atol=1e-5)
@@ -301,7 +298,7 @@ def test_files_by_their_ending(grid, at, name, start):
 
 @pytest.mark.parametrize("argv, reason", [
     ("2 {grid} --out f.xyz", "ends in .png, .svg, .pdf"),
-    ("2 {grid} absent", "absent: no such folder"), ("2 {grid} --classes base", "go with Figure 1"),
+    ("2 {grid} absent", "absent: no such folder"),
     ("3 {grid}", "invalid choice"), ("2 .", "no result.json in it"),
     ("4 {plain}", "with and without NPT"), ("5 {plain}", "expected runs with NPT"),
     ("history {plain}", ": no history.csv in it: train with assets/history.py")])
