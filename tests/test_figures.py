@@ -1,5 +1,6 @@
 """Figures: what they show against arithmetic by hand, and that it can be read as it is drawn."""
 import math
+import re
 import sys
 from itertools import combinations, product
 from pathlib import Path
@@ -75,16 +76,6 @@ def panel(g, z, y=()):
     g, z = (torch.tensor(rows, dtype=torch.float64) for rows in (g, z))
     y = torch.tensor(y)
     return figures.Panel(z, y, g, [f"c{k}" for k in range(len(g))], "all", "", 0.0, 0.0)
-
-
-def test_the_plane_is_that_of_the_two_longest_directions():
-    """Texts: squares 9, 9, 1 of 19 by axis; images: 4/5 and 1/5 of theirs lie on one line."""
-    of = panel([[-3.0, 0, 0, 0], [-3, 0, 0, 0], [0, 0, 0, 1]], [[0, -2.0, 1, 0]] * 50)
-    plane, shares = figures.projection([of])
-    images, texts = [0, 2 / 5 ** 0.5, 1 / 5 ** 0.5, 0], [-1, 0, 0, 0]   # 1 of 1 before 18 of 19
-    assert plane[:, 0].abs().tolist() == pytest.approx(images)
-    assert plane[:, 1].tolist() == pytest.approx(texts)                 # the first text positive
-    assert shares == pytest.approx([18 / 19, 1.0])
 
 
 def test_what_all_share_is_taken_off_each_modality_by_itself():
@@ -167,6 +158,8 @@ def test_figure_1(trained, part, words, names):
         moments = g.T @ g / g.square().sum() + z.T @ z / z.square().sum()
         vectors = torch.linalg.eigh(moments).eigenvectors[:, [-1, -2]]
         vectors = vectors * (g[0] @ vectors).sign()             # the first text's are positive
+        said = re.findall(r"\d+%", figure.subfigs[row // 4].get_suptitle())
+        assert said == [f"{((x @ vectors).norm() / x.norm()) ** 2:.0%}" for x in (g, z)]
         for i, p in zip(of, panels, strict=True):
             features = [p.z[p.y == k][:figures.MOST_IMAGES] for k in range(len(p.g))]
             for drawn, right in zip(axes[row + i].collections, [*features, *p.g[:, None]],
@@ -265,8 +258,8 @@ def test_figure_history(tmp_path):
     two = history(tmp_path / "y" / "one", "0,0,1,2,3,4,5,6,7,8", "1,10,2,3,4,5,6,7,8,19")
     figure = picture("history", one, two)
     assert labels(figure) == ["x/one", "y/one"] and "training images" in figure.get_suptitle()
-    for ax, k in zip(figure.axes, range(8), strict=True):
-        assert ax.get_title() == list(figures.HISTORY.values())[k]
+    assert [ax.get_title() for ax in figure.axes] == list(figures.HISTORY.values())
+    for k, ax in enumerate(figure.axes):
         assert [line.get_ydata()[0] for line in ax.lines] == [k + 1] * 2
     assert [list(line.get_ydata()) for line in figure.axes[7].lines] == [[8, 9], [8, 19]]
     assert math.isnan(figure.axes[5].lines[0].get_ydata()[1])
