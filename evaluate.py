@@ -80,20 +80,6 @@ def image_features(learner, dataset, items, show=None):
     return torch.cat(z), torch.cat(y)
 
 
-@torch.no_grad()
-def image_and_text_features(learner, dataset, labels, frozen, show=None):
-    """z (N, d), y (N,) of the test images of some classes and g (K, d), with which they are scored.
-
-    CoCoOp's texts belong to images; g is then their mean over these images.
-    """
-    learner.set_classes([dataset.classnames[k] for k in labels])
-    z, y = frozen.of(learner, labels, show)
-    if not learner.per_image:
-        return z, y, learner.text_features()
-    few = max(1, 2000 // len(labels))                                   # B x K texts at a time
-    return z, y, sum(learner.text_features(z_b).sum(dim=0) for z_b in z.split(few)) / len(z)
-
-
 def text_measures(g):
     """OF_TEXTS of text features g (K, d) or (B, K, d), (4,); 0 for one class, which has no mu."""
     if g.shape[-2] < 2:

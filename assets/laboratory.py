@@ -32,7 +32,7 @@ import evaluate
 import losses
 import prompts
 import train
-from assets import history, world
+from assets import export, history, world
 from assets import laboratory_page as page
 
 PAGE, CRITERIA = (Path(__file__).with_name(name) for name in ("laboratory.md", "criteria.txt"))
@@ -224,7 +224,7 @@ def geometry():
         frozen = evaluate.FrozenFeatures(dataset)
         for part, labels in parts.items():
             plain = prompts.build("zeroshot", clip, [dataset.classnames[k] for k in labels])
-            z, y, g = evaluate.image_and_text_features(plain, dataset, labels, frozen)
+            z, y, g = export.image_and_text_features(plain, dataset, labels, frozen)
             found[part] = 100 * ((z @ g.T).argmax(dim=1) == y).double().mean().item()
             found[f"chance {part}"] = 100 / len(labels)
             if part == "base":

@@ -123,16 +123,16 @@ def trained(tmp_path_factory, archive):
     return root / "runs"
 
 
-@pytest.mark.parametrize("part, words, names", [
-    ("novel", [], ["balanced", "tail", "npt"]), ("base", ["--classes", "base"], ["tail"])])
-def test_figure_1(trained, part, words, names):
+@pytest.mark.parametrize("names, ran", [(["balanced", "tail", "npt"], [0, 1, 2, 3]),
+                                        (["tail"], [0, 2])])
+def test_figure_1(trained, names, ran):
     """Deltas as the runs have them; points and arrows against another way to the same plane."""
     folders = [trained / name for name in names]
-    figure = picture(1, *folders, *words)
+    figure = picture(1, *folders)
     axes, chosen = figure.axes, figures.choose(figures.read_runs(folders))
-    of = {i: (run, figures.gather(panel, run, part, None))
+    of = {i: (run, figures.gather(panel, run))
           for i, (panel, run) in enumerate(chosen.items()) if run}
-    assert [*of] == {"novel": [0, 1, 2, 3], "base": [0, 2]}[part]
+    assert [*of] == ran
     for i, (panel, ax) in enumerate(zip(figures.PANELS, axes[:4], strict=True)):
         facts = "not run" if i not in of else f"τ = {of[i][0]['row'][0]:g}, $n_k$ "
         assert ax.get_title().startswith(f"({'abcd'[i]}) {panel}\n" + facts * (i > 0))
@@ -141,15 +141,13 @@ def test_figure_1(trained, part, words, names):
         numbers = {}
         for i, (run, _) in of.items():
             result = told(run["folder"] / "result.json")
-            numbers[i] = (result if i else result["zeroshot"])[figures.PREFIX[part] + delta]
+            numbers[i] = (result if i else result["zeroshot"])["novel_" + delta]
             said = axes[row + i].get_title().split(" = ")[1].split()
             right = [numbers[i], numbers[i] - numbers.get(i - 1, 0)][:1 + (i - 1 in numbers)]
             assert [float(word.strip("(+)")) for word in said] == pytest.approx(right, abs=6e-4)
-    expected = sorted(CLASSES)[:3] if part == "base" else sorted(CLASSES)[3:]
-    assert labels(figure) == [name.replace("_", " ") for name in expected]
-    markers = {handle.get_marker() for handle in figure.legends[0].legend_handles}
-    assert len(markers) == len(expected)
-    assert f"MaPLe on pets, {part} classes" in figure.get_suptitle()
+    assert labels(figure) == [name.replace("_", " ") for name in sorted(CLASSES)[3:]]
+    assert len({handle.get_marker() for handle in figure.legends[0].legend_handles}) == 2
+    assert "MaPLe on pets, novel classes" in figure.get_suptitle()
     for row in (0, 4):                                          # one plane, one scale a row
         assert len({(axes[row + i].get_xlim(), axes[row + i].get_ylim()) for i in of}) == 1
         assert len({axes[row + i + 8].images[0].get_clim() for i in of}) == 1
@@ -291,7 +289,7 @@ def test_files_by_their_ending_without_damaged_runs(at, name, start, times):
 
 @pytest.mark.parametrize("argv, reason", [
     ("2 {grid} --out f.xyz", "ends in .png, .svg, .pdf"),
-    ("2 {grid} absent", "absent: no such folder"), ("2 {grid} --classes base", "go with Figure 1"),
+    ("2 {grid} absent", "absent: no such folder"),
     ("3 {grid}", "invalid choice"), ("2 .", "no result.json in it"),
     ("4 {plain}", "with and without NPT"), ("5 {plain}", "expected runs with NPT"),
     ("history {plain}", ": no history.csv in it: train with assets/history.py")])
