@@ -1,8 +1,6 @@
 """predict.py, export.py and report.py of assets/ as their user meets them; intervals by hand."""
 import base64
 import io
-import json
-import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,12 +10,12 @@ import pytest
 import textbook
 import torch
 from PIL import Image
-from small_runs import done, files, picture, read, refused, write_classes
+from small_runs import done, files, picture, read, refused, told, write_classes
 
 import clip_model
 import data
 import evaluate
-from assets import estimate, export, predict, report
+from assets import export, predict, report
 
 COUNTS = {"<b>x<>": 12, "\"&'": 6, "cow": 12, "bee": 3}         # 60 % train: 7, 4, 7, 2
 NAMES = ['"&\'', "<b>x</b>", "bee", "cow_boy"]                  # in label order
@@ -42,9 +40,9 @@ def trained(tmp_path_factory, archive):
 def test_wilsons_interval_by_hand():
     # p = 1/2, Z^2/n = 0.384146: (0.692073 -+ 1.959964 * sqrt(0.025 + 0.0096036)) / 1.384146
     assert evaluate.wilson(5, 10) == pytest.approx((23.659, 76.341), abs=1e-3)
-    # p = 0: 0 to (Z^2/n) / (1 + Z^2/n)
-    assert evaluate.wilson(0, 10) == pytest.approx((0, 38.4146 / 1.384146), abs=1e-3)
-    assert evaluate.wilson(10, 10) == pytest.approx((100 - 38.4146 / 1.384146, 100), abs=1e-3)
+    low, high = 38.4146 / 1.384146, 100 - 38.4146 / 1.384146    # p = 0: (Z^2/n) / (1 + Z^2/n)
+    assert evaluate.wilson(0, 10) == pytest.approx((0, low), abs=1e-3)
+    assert evaluate.wilson(10, 10) == pytest.approx((high, 100), abs=1e-3)
 
 
 @pytest.mark.parametrize("both, better, worse, neither, points, low, high, words", [
@@ -107,19 +105,19 @@ def test_what_is_judged_by_hand(tmp_path):
                                | {"test_images": 7, "mean_recall": 350 / 9}))
     assert rows["mean over classes"] == ("38.9 %: each class counts alike; 3 of the 4 classes have "
                                          "photos here")
-    assert rows["warning"].startswith("mean over classes 38.9 %, near chance: one answer to all "
-                                      "has 33.3 %: most")
+    assert "near chance: one answer to all has 33.3 %" in rows["warning"]
     # three images: (1 - 0) / 5 -+ 1.959964 sqrt((2/5 - 1/25) / 5)
-    assert rows["many"].startswith("mean over 1 classes 66.7 % (zero-shot 33.3); gain +33.3 points "
-                                   "(95 % interval -32.6 to +72.6) over their 3 images; calib")
-    report.write_files(tmp_path / "new", list("abcd"), facts)
-    assert (tmp_path / "new" / "per_class.csv").read_text().splitlines() == [
-        "class,training_images,group,test_images,recall,zeroshot_recall", "a,9,many,3,66.67,33.33",
-        "b,2,few,2,50.00,0.00", "c,0,unseen,2,0.00,50.00", "d,8,many,0,nan,nan"]
-    assert (tmp_path / "new" / "predictions.csv").read_text().splitlines()[:3] == [
-        "picture,class,predicted,probability", "1,a,a,0.8000", "2,a,a,0.8000"]
-    assert (tmp_path / "new" / "confusion.csv").read_text().splitlines() == [
-        "class \\ predicted,a,b,c,d", "a,2,1,0,0", "b,1,1,0,0", "c,2,0,0,0", "d,0,0,0,0"]
+    assert "gain +33.3 points (95 % interval -32.6 to +72.6) over their 3 images" in rows["many"]
+    report.write_files(tmp_path, list("abcd"), facts)
+    assert {file.name: file.read_text().splitlines()[:5] for file in tmp_path.glob("*.csv")} == {
+        "per_class.csv": [
+            "class,training_images,group,test_images,recall,zeroshot_recall",
+            "a,9,many,3,66.67,33.33", "b,2,few,2,50.00,0.00", "c,0,unseen,2,0.00,50.00",
+            "d,8,many,0,nan,nan"],
+        "predictions.csv": ["picture,class,predicted,probability", "1,a,a,0.8000", "2,a,a,0.8000",
+                            "3,a,b,0.7000", "4,b,b,0.7000"],
+        "confusion.csv": ["class \\ predicted,a,b,c,d", "a,2,1,0,0", "b,1,1,0,0", "c,2,0,0,0",
+                          "d,0,0,0,0"]}
     untrained = report.judge(list("abcd"), [0] * 4, ITEMS, TUNED)["groups"]["unseen"]
     assert untrained["zeroshot"] == untrained["recall"]
 
@@ -144,7 +142,7 @@ def test_report_is_one_page_that_needs_nothing(trained, at, archive):
     assert str(trained) not in text and str(archive) not in text        # no path of the machine
     assert "[u_1] [u_2] <b>x</b>." in said and "7 to 2 a class (the folder's own counts)" in said
     assert 0 < text.count("data:image/jpeg;base64,") == len(list(page.iter("img")))
-    result = json.loads((trained / "coop/result.json").read_text())
+    result = told(trained / "coop/result.json")
     rows = read(trained / "coop/evaluation/all/predictions.csv")
     right = sum(row["class"] == row["predicted"] for row in rows)
     low, high = evaluate.wilson(right, len(rows))
@@ -175,7 +173,7 @@ def test_report_of_what_was_not_trained(trained, at, archive):
     done("--method", "zeroshot", "--dataset", trained / "farm", "--backbone", archive, "--out", "r")
     done("r", main=report.main)
     text, _ = parsed("r/evaluation/report.html")
-    assert "gain" not in text and "nothing that is known" in text
+    assert "gain" not in text
 
 
 FACTS = {"accuracy": 71.6, "accuracy_interval": (60.4, 80.5), "zeroshot": 62.4,
@@ -205,14 +203,6 @@ def test_rare_classes_lost_where_their_own_images_say_so(images, low, high, adju
     assert ("recognised worse than by" in words, "--logit-adjust" in words) == said
 
 
-def test_the_estimate_says_what_it_is_and_takes_no_words(capsys):
-    with pytest.raises(SystemExit):
-        estimate.main(["--help"])
-    assert "What Tables 1-4 cost, in hours" in capsys.readouterr().out
-    assert "unrecognized arguments: x" in refused("x", main=estimate.main)
-    assert done(main=estimate.main).startswith("| three seeds | GPU, hours | most of it | CPU")
-
-
 # Photos and exports ------------------------------------------------------------------------------
 
 def test_photos_go_into_a_csv_file(trained, at):
@@ -234,13 +224,13 @@ def test_photos_go_into_a_csv_file(trained, at):
     assert rows[0] == rows[1] != rows[3] and [*rows[2].values()][:8] == ["not read", *[""] * 7]
     learner, _ = evaluate.load_run(trained / "coop")
     view = data.transform(learner.clip.visual.resolution, train=False)
-    logits = textbook.forward(learner, view(upright)[None])[0][0].tolist()
-    exact = {name: math.exp(e) for name, e in zip(NAMES, logits, strict=True)}
-    p = sorted(((e / sum(exact.values()), name) for name, e in exact.items()), reverse=True)
-    assert [rows[0][f"class_{k}"] for k in (1, 2, 3, 4)] == [name for _, name in p]
+    logits = textbook.forward(learner, view(upright)[None])[0][0]
+    p, order = logits.softmax(dim=0).sort(descending=True)
+    names = [NAMES[k] for k in order]
+    assert [rows[0][f"class_{k}"] for k in (1, 2, 3, 4)] == names
     assert [float(rows[0][f"probability_{k}"]) for k in (1, 2, 3, 4)] == pytest.approx(
-        [probability for probability, _ in p], abs=2e-4)
-    assert f"new/a.png: {p[0][1].replace('_', ' ')} {100 * p[0][0]:.1f} %, " in printed
+        p.tolist(), abs=2e-4)
+    assert f"new/a.png: {names[0].replace('_', ' ')} {100 * p[0]:.1f} %, " in printed
 
 
 def test_photos_with_names_never_trained(trained, at):
@@ -268,8 +258,8 @@ def test_texts_classify_in_numpy_as_the_run_does(trained, at, archive):
     for row in read(trained / "coop/evaluation/all/predictions.csv"):
         image = Image.open(trained / "farm" / row["picture"]).convert("RGB")
         z = clip.encode_image(view(image)[None])[0].detach().double().numpy()
-        logits = g.astype(float) @ (z / (z @ z) ** .5) / float(kept["temperature"])
-        p = numpy.exp(logits - logits.max()) / numpy.exp(logits - logits.max()).sum()
+        e = numpy.exp(g.astype(float) @ (z / (z @ z) ** .5) / float(kept["temperature"]))
+        p = e / e.sum()
         assert kept["classnames"][p.argmax()] == row["predicted"]
         assert p.max() == pytest.approx(float(row["probability"]), abs=2e-4)
     Path("names.txt").write_text("newt\nowl\n")
@@ -282,7 +272,7 @@ def test_features_give_the_runs_own_numbers(at, archive):
     write_classes(at / "pets", dict.fromkeys("abcd", 6))
     done("--method", "maple", "--epochs", 1, "--classes", "base", "--dataset", "pets", "--backbone",
          archive, "--out", "run")
-    result = json.loads(Path("run/result.json").read_text())
+    result = told("run/result.json")
     done("run", "--features", "f.npz", main=export.main)
     saved = dict(numpy.load("f.npz", allow_pickle=False))
     assert saved["part"].tolist() == ["base"] * 2 + ["novel"] * 2
