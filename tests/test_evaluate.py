@@ -144,27 +144,18 @@ def test_a_class_without_test_pictures_counts_in_no_mean(small_clip):
         evaluate.evaluate_classes(learner, dataset, [1], frozen)
 
 
-def test_names_from_a_file_are_kept(own, archive):
-    words = command(own, archive, n1=8, n2=8)
-    Path("names.tsv").write_text("n1\tgrey cat\nn2\ttall dog\n")
-    done(*words, "--classnames", "names.tsv", "--out", "named")
-    evaluated("named")
-    accuracy = small_runs.result("named")["all"]
-    assert results("named")["results"]["all"]["accuracy"] == pytest.approx(accuracy, abs=1e-4)
-    first = files(own / "named/evaluation")
-    for change in (lambda: Path("names.tsv").write_text("n1\tblue cat\nn2\ttall dog\n"),
-                   Path("names.tsv").unlink):
-        change()
-        evaluated("named")
-        assert files(own / "named/evaluation") == first
-
-
 def test_run_and_pictures_are_found_from_another_working_directory(own, archive, monkeypatch):
+    """And the names of its classes, though their file is gone."""
     shutil.copy(archive, "weights.pt")
-    done(*command(own, archive)[:-4], "--dataset", "pets", "--backbone", "weights.pt", "--out", "m")
+    Path("names.tsv").write_text("cat\tgrey cat\ndog\ttall dog\n")
+    done(*command(own, archive)[:-4], "--dataset", "pets", "--classnames", "names.tsv",
+         "--backbone", "weights.pt", "--out", "m")
+    Path("names.tsv").unlink()
     (own / "elsewhere").mkdir()
     monkeypatch.chdir(own / "elsewhere")
     evaluated("../m")
+    accuracy = small_runs.result("../m")["all"]
+    assert results("../m")["results"]["all"]["accuracy"] == pytest.approx(accuracy, abs=1e-4)
     printed = evaluated("../sat").split("\n")
     assert list(Path(".").iterdir()) == []
     # both halves of EuroSAT, and the same numbers as at the end of the training
@@ -222,6 +213,8 @@ def test_official_split_that_came_after_the_training(own, archive):
     done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "eurosat",
          "--out", "mine", "--backbone", archive)
     evaluated("mine")
+    for facts in (small_runs.result("mine"), results("mine")):
+        assert facts["official_split"] is False and "made here" in facts["split"]
     shutil.rmtree("data/eurosat/2750")
     folder = eurosat(own / "data", split=True)
     assert "trained the prompts of mine" in stopped("mine")
