@@ -193,12 +193,6 @@ def test_def3_by_hand():
     close(losses.delta_mid(z, g, y, E_W=4.0, E_H=9.0), (1 + 3 + 6) / 3 - 6)
 
 
-@both_forms
-def test_def3_by_loop(g):
-    own = g.expand(3, 5, 4)
-    close(losses.delta_mid(Z3, g, Y3), sum(dot(Z3[n], own[n, k]) - 1 for n, k in enumerate(Y3)) / 3)
-
-
 # Eq. (5) ------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("g, by_hand", [
