@@ -317,13 +317,6 @@ def settings(*argv, base_novel=True):
     return filled
 
 
-def test_the_tiny_clip_has_epochs_and_a_rate_of_its_own():
-    for method in ("maple", "cocoop"):
-        assert train.optimiser(method, "tiny") == {"epochs": 10, "batch_size": 4, "lr": .0009}
-        assert train.optimiser(method, "ViT-B/16") == {"epochs": 5, "batch_size": 4, "lr": .0035}
-    assert train.optimiser("coop", "tiny") == train.OPTIMISER["coop"]
-
-
 PHOTO = "a photo of a"
 
 
