@@ -190,8 +190,10 @@ def test_a_dataset_that_moved_or_changed(own, archive):
     (moved / "ape").mkdir()
     for i in range(23):                             # a split made anew would fall elsewhere
         picture(i).save(moved / ("ape" if i < 2 else "cat") / f"new_{i}.png")
+    shutil.copy(moved / "ape/new_0.png", moved / "ape/.hidden.png")
     said = evaluated("mine", "--data-root", "moved")
     assert said.startswith("coop on moved") and said.endswith(printed.partition("\n")[2])
+    assert "23 photos in moved are not in the run's split.json and are ignored, first ape/" in said
     assert results("mine")["results"] == before
     gone = json.loads(Path("mine/split.json").read_text())["test"][0][0]
     (moved / gone).unlink()
