@@ -101,7 +101,8 @@ def test_the_third_address_is_right_after_a_404_and_a_wrong_file(web, capsys):
 def test_where_nothing_works_one_line_says_what_was_tried_and_what_to_put_where(web):
     web.files = {SECOND: b"wrong"}
     refused(*PATHS, "ViT-B-16.pt (Not Found)", "ViT-B-16.pt (came with a wrong SHA-256",
-            f"put ViT-B-16.pt from one of these into {clip_model.CACHE}")
+            f"put ViT-B-16.pt from one of these into {clip_model.CACHE}",
+            "other weights: --backbone FILE")
     assert cached() == {}
 
 
