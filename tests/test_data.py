@@ -446,14 +446,6 @@ def test_training_items_are_the_first_of_the_full_draw(labels, tau, shuffle_seed
     assert counted(small, 3) == [5, 5, 4]           # of 16, 8 and 4
 
 
-def test_halves_and_select():
-    assert data.halves(5) == ([0, 1, 2], [3, 4]) and data.halves(4) == ([0, 1], [2, 3])
-    assert data.halves(1) == ([0], [])
-    items = [("a", 0), ("b", 3), ("c", 4), ("d", 3)]
-    assert data.select(items, [3, 4]) == [("b", 0), ("c", 1), ("d", 0)]
-    assert data.select(items, [4, 0]) == [("a", 1), ("c", 0)]
-
-
 def test_few_tests_are_drawn_of_each_class_and_said():
     dataset = toy(K=2, n=5, order=(1, 0))
     few = data.with_few_tests(dataset, 3, 1)
@@ -529,18 +521,11 @@ def test_all_unreadable_and_missing_pictures_are_named_in_one_go(tmp_path, monke
     assert [path.name for path in opened] == ["8.jpg"]
     with pytest.raises(ValueError, match="a/3.jpg: not a readable picture.*HEIC.*convert it to J"):
         dataset.open("a/3.jpg")
+    with pytest.raises(ValueError, match="must be a relative path"):    # what else escapes: above
+        dataset.open("a/../../x.jpg")
     shutil.rmtree(tmp_path / "a")
     with pytest.raises(ValueError, match=f"11 of 20 pictures are not in {tmp_path}, first a/"):
         data.check_pictures(dataset, sorted(items), decode=False)
-
-
-@pytest.mark.parametrize("name", [
-    "../x.jpg", "a/../../x.jpg", "/etc/passwd", "", "a\\b.jpg", "C:x.jpg"])
-def test_no_picture_name_leaves_the_folder(name, tmp_path):
-    dataset = toy()
-    dataset.pictures = write(tmp_path, {"x.jpg": None, "in/a/1.jpg": None}) / "in"
-    with pytest.raises(ValueError, match="relative path"):
-        dataset.open(name)
 
 
 def test_transforms_are_clips():
@@ -616,15 +601,6 @@ def test_workers_only_where_many_pictures_lie_on_disk(
 
 # Writing ------------------------------------------------------------------------------------------
 
-def test_write_replaces_a_file_whole(tmp_path):
-    path = tmp_path / "x.csv"
-    data.write_csv(path, [("a", "b,c"), (1, "é")])
-    assert path.read_bytes() == 'a,"b,c"\n1,é\n'.encode()
-    assert data.read_csv(path) == [{"a": "1", "b,c": "é"}]
-    data.write(str(path), b"\x00\xff")
-    assert path.read_bytes() == b"\x00\xff" and os.listdir(tmp_path) == ["x.csv"]
-
-
 @pytest.mark.parametrize("problem", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_what_cannot_be_written_whole_leaves_the_old(problem, tmp_path, monkeypatch):
     def full(path, mode):
@@ -641,11 +617,8 @@ def test_what_cannot_be_written_whole_leaves_the_old(problem, tmp_path, monkeypa
 
 @pytest.mark.skipif(os.name != "posix", reason="it has no /dev/null, and links need rights")
 def test_write_replaces_plain_files_and_its_own_scratch_only(tmp_path, monkeypatch):
-    for path in ("/dev/null", tmp_path):
-        with pytest.raises(ValueError, match=f"{path}: not a plain file"):
-            data.write(path, "x")
-    with pytest.raises(OSError, match="x/y.txt: can't be written"):
-        data.write(tmp_path / "x" / "y.txt", "x")
+    with pytest.raises(ValueError, match="/dev/null: not a plain file"):
+        data.write("/dev/null", "x")
     before = files(write(tmp_path, {"precious": "mine", "x.csv.part": "another's"}))
     link = tmp_path / "x.csv.5eed5eed.part"
     link.symlink_to(tmp_path / "precious")
@@ -682,15 +655,13 @@ def test_command_line_json(tmp_path, monkeypatch):
 def test_command_line_for_reading(tmp_path):
     write(tmp_path, split_file("dtd") | pictures_in(dict.fromkeys("abc", 8), "mine/"))
     lines = [line.split() for line in asked("dtd", "--data-root", tmp_path).splitlines()]
-    assert " ".join(lines[0]).startswith("dtd: 3 classes, the first 2 are trained on")
-    assert ["missing", "84"] in lines
-    assert lines[-3:] == [["0", "16", "20", "3", "one"], ["1", "16", "20", "3", "two"],
-                          ["2", "novel", "20", "3", "two_b"]]
+    assert ["missing", "84"] in lines and lines[-3:] == [
+        ["0", "16", "20", "3", "one"], ["1", "16", "20", "3", "two"],
+        ["2", "novel", "20", "3", "two_b"]]
     assert "novel" not in asked(tmp_path / "mine", "--shots", 2)
     facts = json.loads(asked(tmp_path / "mine", "--shots", 2, "--base-novel", "--json"))
     assert facts["num_base"] == 2 and facts["official_split"] is False
     assert [line.split()[0] for line in asked().splitlines()] == data.NAMES
-    assert len(data.ALL) == 11 and data.ALL[0] == "imagenet" and data.ALL[-1] == "ucf101"
 
 
 @pytest.mark.parametrize("words, fault", [
