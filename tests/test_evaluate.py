@@ -11,7 +11,7 @@ import textbook
 import torch
 import torch.nn.functional as F
 from conftest import fill_learned
-from small_runs import call, command, done, eurosat, files, picture, read, refused, write_classes
+from small_runs import command, done, eurosat, files, picture, read, refused, write_classes
 
 import clip_model
 import data
@@ -294,12 +294,6 @@ def test_a_run_that_cannot_be_read(own, damage, line):
     assert not Path("trapped").exists()
 
 
-def test_a_run_that_is_a_file_or_several_runs(own):
-    assert stopped("run/result.json").startswith("error: run/result.json is no finished run: exp")
-    assert stopped("rum").startswith("error: rum is no finished run; did you mean run?: expected")
-    assert "as train.py leaves them; runs in it: ['run', 'sat']" in stopped(".")
-
-
 @pytest.mark.parametrize("words, line", [
     ("--targets world", "--targets goes with --task"),
     ("--task cross-dataset --classes base", "leave out --classes"),
@@ -323,12 +317,6 @@ def test_evaluation_never_trains(own, monkeypatch):
     before = files(own / "run")
     evaluated("run", "--out", "out")
     assert files(own / "run") == before
-
-    def interrupted(*args, **options):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(evaluate, "measure", interrupted)
-    code, _, err = call(evaluate.main, "run")
-    assert code == 130 and "interrupted" in err and "Traceback" not in err
 
 
 # The other tasks -------------------------------------------------------------------------------
