@@ -309,7 +309,7 @@ def test_a_run_that_another_process_ends_just_now_keeps_no_lock(at, undisturbed,
 @SIGNALS
 def test_ranks_share_a_grid(at):
     """As torchrun has them: a rank is a process that knows its number."""
-    words = [*WORLD, "--epochs", "1", "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
+    words = [*WORLD, "--epochs", "1", "--seed", "1", "2", "--out"]
     done(*words, "alone")
 
     def rank(number):
@@ -318,6 +318,9 @@ def test_ranks_share_a_grid(at):
     children = [forked(rank, number) for number in "01"]
     assert [exit_code(child) for child in children] == [0, 0]
     assert files("shared") == files("alone")
+    for content in ("[1]", "{}", "{"):                              # of a grid's run that is there
+        next(Path("shared").glob("*/result.json")).write_text(content)
+        assert "result.json: expected a" in refused(*words, "shared")
 
 
 # Grids -----------------------------------------------------------------------------------------
@@ -398,14 +401,6 @@ def test_a_grid_that_cannot_be_does_no_work_and_says_once_why(at):
     assert "two runs of this grid would be named birds-maple-natural-seed1" in line
 
 
-def test_a_damaged_result_in_a_grid_is_one_line(at):
-    words = [*WORLD, "--epochs", 1, "--seed", 1, 2, "--out", "g"]
-    done(*words)
-    for content in ("[1]", "{}", "{"):
-        next(Path("g").glob("*/result.json")).write_text(content)
-        assert "result.json: expected a" in refused(*words)
-
-
 # Shared features -------------------------------------------------------------------------------
 
 def test_frozen_features_are_made_once_for_a_grid(at, archive, monkeypatch):
@@ -453,11 +448,13 @@ def test_features_and_states_are_known_by_their_pictures_and_by_the_activation(s
 
 # A subset ------------------------------------------------------------------------------------
 
-def test_a_subset_of_the_test_images_is_said_and_evaluated_again(at):
-    done(*WORLD, "--test-images", 2, "--out", "run")
+def test_a_subset_of_the_test_images_is_said_and_evaluated_again(at, undisturbed):
+    Path("run").mkdir()
+    for name, content in undisturbed.items():
+        Path("run", name).write_bytes(content)
     found = told("run/result.json")
-    assert found["test_images"] == 2 and "a subset, 2 test images a class" in found["split"]
+    assert found["test_images"] == 1 and "a subset, 1 test images a class" in found["split"]
     done("run", main=evaluate.main)
     again = told("run/evaluation/base-to-novel.json")
-    assert again["results"]["base"]["test_images"] == 24 and again["test_images"] == 2
+    assert again["results"]["base"]["test_images"] == 12 and again["test_images"] == 1
     assert again["results"]["base"]["accuracy"] == pytest.approx(found["base"], abs=1e-4)
