@@ -56,10 +56,16 @@ def assert_same(learner, images):
         assert (grad - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch, crowded", [(1, False), (3, False), (2, True)])
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_fast_form_equals_textbook(small_clip, setting, batch):
-    assert_same(learner_of(small_clip, setting), torch.randn(batch, 3, 32, 32))
+def test_fast_form_equals_textbook(small_clip, setting, batch, crowded, monkeypatch):
+    """Crowded: in several trees, and activations are computed again."""
+    if crowded:
+        monkeypatch.setitem(prompts.TREE_NODES, "cpu", 20)
+        monkeypatch.setattr(prompts, "CROWDED", 0)
+    learner = learner_of(small_clip, setting)
+    assert (len(learner.trees) > 1) == crowded
+    assert_same(learner, torch.randn(batch, 3, 32, 32))
 
 
 @pytest.mark.parametrize("setting", (SETTINGS | PLACED).values(), ids=SETTINGS | PLACED)
@@ -95,16 +101,6 @@ def test_prompts_as_text(small_clip, setting, order, shown):
     ids = [clip_model.prompt_ids(word)[1] if isinstance(word, str) else word for word in order]
     start, dot, end = clip_model.prompt_ids(".")
     assert learner.token_ids(1, "red_cat") == [start, *ids, dot, end]
-
-
-@pytest.mark.parametrize("setting", [
-    SETTINGS[n] for n in ("coop", "cocoop", "maple", "coop class-specific")])
-def test_several_trees_and_recomputed_activations_change_nothing(small_clip, setting, monkeypatch):
-    monkeypatch.setitem(prompts.TREE_NODES, "cpu", 20)
-    monkeypatch.setattr(prompts, "CROWDED", 0)
-    learner = learner_of(small_clip, setting)
-    assert len(learner.trees) > 1
-    assert_same(learner, torch.randn(2, 3, 32, 32))
 
 
 @pytest.fixture
