@@ -141,14 +141,6 @@ def test_token_vectors_of_some_words_only(state):
     assert table.count_nonzero(dim=1).count_nonzero() == 5
 
 
-@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x64", "ViT-B/15", "", "no/such.pt", "."])
-def test_names_that_are_no_model(name, at):
-    error, message = FileNotFoundError, f"no CLIP model or file '{name}': give one of ViT-B/32, .*"
-    if name.startswith("RN"):
-        error, message = ValueError, f"{name} is a ResNet; this companion covers the ViT models: V"
-    refused(error, message, clip_model.load, name)
-
-
 # The tokenizer ------------------------------------------------------------------------------------
 
 class Same(dict):

@@ -398,7 +398,8 @@ def test_eurosat_command_with_the_official_split(at, archive):
     ("--method coop --n-ctx 3 --ctx-init x", "one token for each word.*'x'.*--n-ctx 3; leave one"),
     ("--method coop --n-ctx 76", "class '.*tokens where CLIP takes 77"),
     ("--classnames names.txt", "world has its own names"),
-    ("--backbone RN50", "RN50 is a ResNet"), ("--device cuda", "this machine has none")])
+    ("--backbone RN50x4", "RN50x4 is a ResNet"), ("--backbone .", "no CLIP model or file '.'"),
+    ("--device cuda", "this machine has none")])
 def test_refused_with_one_line(at, words, line, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert re.search(line, refused(*words.split()))
