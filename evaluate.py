@@ -52,6 +52,8 @@ COLLAPSE = {                    # Definitions 2 and 3, L_LC's two parts, Sec. 3.
     "lc_unequal": "unequal angles", "feature_collapse": "collapse: feature",
     "prototype_collapse": "prototype", "classifier_collapse": "classifier"}
 PLACES = ("data_root", "device")        # settings that may differ when a run goes on
+FEWS = {"cpu": 1}               # CoCoOp's texts at a time, in 2,000: a CPU is no faster with more,
+FEWS_GPU = 8                    # a GPU would wait for the launches of small ones
 Z = 1.959964                    # of the normal distribution, 95 % lie within -Z and Z
 
 
@@ -110,8 +112,9 @@ def measure(learner, z, y, batch_size=100):
     belong to images: measures of texts are then averages over images, collapses use the mean text.
     """
     K, lam = len(learner.classnames), learner.clip.temperature
-    if learner.per_image:
-        batch_size, mean_g = max(1, min(batch_size, 2000 // K)), 0      # B x K texts at a time
+    if learner.per_image:                               # B x K texts at a time
+        few = max(1, min(batch_size, 2000 // K))
+        batch_size, mean_g = few * FEWS.get(z.device.type, FEWS_GPU), 0
     else:
         g = mean_g = learner.text_features()
         of_texts = text_measures(g)
@@ -587,17 +590,17 @@ def run(args):
                            args.data_root or settings["data_root"], features)
     found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
              "results": results}
-    data.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
+    data.write(out / f"{args.task}.json", json.dumps(rounded(found), indent=1))
     print(f"saved in {out / f'{args.task}.json'}")
 
 
-def measured(value):
-    """The same, None for every number that could not be measured: JSON has no NaN."""
+def rounded(value):
+    """The same with six decimals, None for what could not be measured: JSON has no NaN."""
     if isinstance(value, dict):
-        return {name: measured(part) for name, part in value.items()}
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value
+        return {name: rounded(part) for name, part in value.items()}
+    if not isinstance(value, float):
+        return value
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def main(argv=None):

@@ -196,7 +196,7 @@ def measure_command(command, form, dtype, device):
                  "--out", f"{folder}/run"]
         if "eurosat" in words:
             small_runs.eurosat(Path(folder), split=True, n=15)
-            clip_model.load = lambda name, device, dtype: random_clip(device, dtype)
+            clip_model.load = lambda name, device, dtype, *_: random_clip(device, dtype)
         with contextlib.redirect_stdout(sys.stderr):
             if train.main([*words, "--data-root", folder]):
                 raise ValueError(f"{command} did not end well")

@@ -323,6 +323,32 @@ def test_ranks_share_a_grid(at):
         assert "result.json: expected a" in refused(*words, "shared")
 
 
+@SIGNALS
+def test_helpers_share_a_grid_of_the_little_world(at, monkeypatch):
+    """Processes of one thread, as many as torch takes threads; what fails in one fails by name."""
+    words = [*WORLD, "--epochs", "1", "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
+    done(*words, "alone")
+    run = train.run
+
+    def noted(args):
+        run(args)
+        Path(f"by-{os.getpid()}").touch()
+    monkeypatch.setattr(train, "run", noted)
+
+    def shared():
+        torch.set_num_threads(2)
+        code, _, err = call(train.main, *words, "shared")
+        Path("said").write_text(err)
+        return code
+    taken = Path("shared", train.parse([*words, "shared"])[0].name)
+    write_classes(taken, {"foreign": 1})
+    assert exit_code(forked(shared)) == 1 and len(list(at.glob("by-*"))) == 2
+    assert Path("said").read_text().count("it holds files") == 1
+    shutil.rmtree(taken)
+    assert exit_code(forked(shared)) == 0
+    assert files("shared") == files("alone")
+
+
 # Grids -----------------------------------------------------------------------------------------
 
 def plan(words):
