@@ -66,9 +66,9 @@ def killed_at(step, words, main=train.main):
 
 # Going on --------------------------------------------------------------------------------------
 
-def forked(job, *words):
+def forked(job, *words, **more):
     """A child process that does a job."""
-    child = multiprocessing.get_context("fork").Process(target=job, args=words)
+    child = multiprocessing.get_context("fork").Process(target=job, args=words, kwargs=more)
     child.start()
     return child
 
@@ -307,46 +307,38 @@ def test_a_run_that_another_process_ends_just_now_keeps_no_lock(at, undisturbed,
 
 
 @SIGNALS
-def test_ranks_share_a_grid(at):
-    """As torchrun has them: a rank is a process that knows its number."""
-    words = [*WORLD, "--epochs", "1", "--seed", "1", "2", "--out"]
-    done(*words, "alone")
+def test_processes_share_a_grid(at, monkeypatch):
+    """torchrun's ranks, which know their number, and helpers on the little world.
 
-    def rank(number):
-        os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2"}
-        sys.exit(call(train.main, *words, "shared")[0])
-    children = [forked(rank, number) for number in "01"]
-    assert [exit_code(child) for child in children] == [0, 0]
-    assert files("shared") == files("alone")
-    for content in ("[1]", "{}", "{"):                              # of a grid's run that is there
-        next(Path("shared").glob("*/result.json")).write_text(content)
-        assert "result.json: expected a" in refused(*words, "shared")
-
-
-@SIGNALS
-def test_helpers_share_a_grid_of_the_little_world(at, monkeypatch):
-    """Processes of one thread, as many as torch takes threads; what fails in one fails by name."""
+    These have one thread, and are as many as torch takes threads; what fails in one fails by name.
+    """
     words = [*WORLD, "--epochs", "1", "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
     done(*words, "alone")
     run = train.run
 
     def noted(args):
         run(args)
-        Path(f"by-{os.getpid()}").touch()
+        Path(f"{args.out.parent}-by-{os.getpid()}").touch()
     monkeypatch.setattr(train, "run", noted)
 
-    def shared():
-        torch.set_num_threads(2)
-        code, _, err = call(train.main, *words, "shared")
+    def shared(out, threads=1, **ranks):
+        os.environ |= ranks
+        torch.set_num_threads(threads)
+        code, _, err = call(train.main, *words, out)
         Path("said").write_text(err)
-        return code
-    taken = Path("shared", train.parse([*words, "shared"])[0].name)
+        sys.exit(code)
+    children = [forked(shared, "ranks", RANK=n, LOCAL_RANK=n, WORLD_SIZE="2") for n in "01"]
+    assert [exit_code(child) for child in children] == [0, 0]
+    taken = Path("helpers", train.parse([*words, "helpers"])[0].name)
     write_classes(taken, {"foreign": 1})
-    assert exit_code(forked(shared)) == 1 and len(list(at.glob("by-*"))) == 2
+    assert exit_code(forked(shared, "helpers", 2)) == 1 and len(list(at.glob("helpers-by-*"))) == 2
     assert Path("said").read_text().count("it holds files") == 1
     shutil.rmtree(taken)
-    assert exit_code(forked(shared)) == 0
-    assert files("shared") == files("alone")
+    assert exit_code(forked(shared, "helpers", 2)) == 0
+    assert files("ranks") == files("helpers") == files("alone")
+    for content in ("[1]", "{}", "{"):                              # of a grid's run that is there
+        next(Path("ranks").glob("*/result.json")).write_text(content)
+        assert "result.json: expected a" in refused(*words, "ranks")
 
 
 # Grids -----------------------------------------------------------------------------------------
