@@ -213,7 +213,7 @@ def test_official_split_that_came_after_the_training(own, archive):
     """Prompts trained on a split made here have seen pictures that CoOp's split tests on."""
     eurosat(own / "data")
     done("--method", "coop", "--n-ctx", 2, "--epochs", 1, "--dataset", "eurosat",
-         "--out", "mine", "--backbone", archive)
+         "--seed", 3, "--out", "mine", "--backbone", archive)
     evaluated("mine")
     for facts in (small_runs.result("mine"), results("mine")):
         assert facts["official_split"] is False and "made here" in facts["split"]

@@ -270,7 +270,8 @@ def test_a_folder_that_another_process_works_in(at, archive):
 
 
 @pytest.mark.parametrize("rank, ranks, runs", [
-    ("0", "2", 1), ("1", "2", 0), ("1", "", 1), ("-1", "2", 1), ("0", "0", 1), ("x", "2", 1)])
+    ("0", "2", 1), ("1", "2", 0), ("1", "", 1), ("-1", "2", 1), ("0", "0", 1), ("x", "2", 1),
+    ("3", "2", 1)])
 def test_of_one_run_torchruns_other_ranks_make_none(monkeypatch, rank, ranks, runs):
     """A rank counts only as one of several: RANK may be left over from something else."""
     made = []

@@ -389,6 +389,7 @@ def test_eurosat_command_with_the_official_split(at, archive):
 @pytest.mark.parametrize("words, line", [       # tests/faults.py has a hundred more
     ("--dataset eurosta", "unknown dataset 'eurosta'; did you mean eurosat?"),
     ("--dataset no/such", "no/such: no such folder"), ("--tau nan", "--tau: .*got nan"),
+    ("--npt --w1 inf", "--w1: .*, got inf"),
     ("--tau 0", "--tau: must be from 1e-09 to 1, got 0"), ("--w2 0", "add --npt"),
     ("--prompt-depth 4", "depth must be from 1 to 3.*got 4"),
     ("--method coop --prompt-depth 2", "--prompt-depth is no setting of coop"),
