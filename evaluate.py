@@ -52,6 +52,8 @@ COLLAPSE = {                    # Definitions 2 and 3, L_LC's two parts, Sec. 3.
     "lc_unequal": "unequal angles", "feature_collapse": "collapse: feature",
     "prototype_collapse": "prototype", "classifier_collapse": "classifier"}
 PLACES = ("data_root", "device")        # settings that may differ when a run goes on
+FEWS = {"cpu": 1}               # CoCoOp's texts at a time, in 2,000: a CPU is no faster with more,
+FEWS_GPU = 8                    # a GPU would wait for the launches of small ones
 Z = 1.959964                    # of the normal distribution, 95 % lie within -Z and Z
 
 
@@ -78,20 +80,6 @@ def image_features(learner, dataset, items, show=None):
     return torch.cat(z), torch.cat(y)
 
 
-@torch.no_grad()
-def image_and_text_features(learner, dataset, labels, frozen, show=None):
-    """z (N, d), y (N,) of the test images of some classes and g (K, d), with which they are scored.
-
-    CoCoOp's texts belong to images; g is then their mean over these images.
-    """
-    learner.set_classes([dataset.classnames[k] for k in labels])
-    z, y = frozen.of(learner, labels, show)
-    if not learner.per_image:
-        return z, y, learner.text_features()
-    few = max(1, 2000 // len(labels))                                   # B x K texts at a time
-    return z, y, sum(learner.text_features(z_b).sum(dim=0) for z_b in z.split(few)) / len(z)
-
-
 def text_measures(g):
     """OF_TEXTS of text features g (K, d) or (B, K, d), (4,); 0 for one class, which has no mu."""
     if g.shape[-2] < 2:
@@ -110,8 +98,9 @@ def measure(learner, z, y, batch_size=100):
     belong to images: measures of texts are then averages over images, collapses use the mean text.
     """
     K, lam = len(learner.classnames), learner.clip.temperature
-    if learner.per_image:
-        batch_size, mean_g = max(1, min(batch_size, 2000 // K)), 0      # B x K texts at a time
+    if learner.per_image:                               # B x K texts at a time
+        few = max(1, min(batch_size, 2000 // K))
+        batch_size, mean_g = few * FEWS.get(z.device.type, FEWS_GPU), 0
     else:
         g = mean_g = learner.text_features()
         of_texts = text_measures(g)
@@ -587,17 +576,17 @@ def run(args):
                            args.data_root or settings["data_root"], features)
     found = {"run": str(args.run), "task": args.task, "label": settings["label"], **facts,
              "results": results}
-    data.write(out / f"{args.task}.json", json.dumps(measured(found), indent=1))
+    data.write(out / f"{args.task}.json", json.dumps(rounded(found), indent=1))
     print(f"saved in {out / f'{args.task}.json'}")
 
 
-def measured(value):
-    """The same, None for every number that could not be measured: JSON has no NaN."""
+def rounded(value):
+    """The same with six decimals, None for what could not be measured: JSON has no NaN."""
     if isinstance(value, dict):
-        return {name: measured(part) for name, part in value.items()}
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return None
-    return value
+        return {name: rounded(part) for name, part in value.items()}
+    if not isinstance(value, float):
+        return value
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def main(argv=None):

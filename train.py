@@ -28,6 +28,7 @@ import io
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
@@ -75,6 +76,7 @@ READ_STEPS, SAVE_SECONDS = 20, 10.0     # how often terms are read and the state
 MEANS = "H of class means"              # beside H
 SPREAD = 0.005                          # half an interval of less shows no spread over seeds
 LOCK = ".lock"
+MOST_PROCESSES = 4                      # that share a grid of the embedded world's
 
 
 def run(args, watch=None):
@@ -478,14 +480,7 @@ def summary(measures):
     for part, prefix in (("base", ""), ("all", ""), ("novel", "novel_")):
         numbers |= {prefix + name: value for name, value in measures.get(part, {}).items()
                     if name != "accuracy"}
-    return {name: rounded(value) for name, value in numbers.items()}
-
-
-def rounded(value):
-    """Six decimals, words as they are; None for what could not be measured."""
-    if isinstance(value, str):
-        return value
-    return None if value is None or not math.isfinite(value) else round(value, 6)
+    return evaluate.rounded(numbers)
 
 
 # A run's folder --------------------------------------------------------------------------------
@@ -613,18 +608,13 @@ def run_grid(plan, root):
                          "them one by one")
     for args in plan:
         args.out = root / args.name
-    first = rank * len(plan) // ranks                                   # ranks begin apart
-    failed, busy = {}, []
-    for args in tqdm(plan[first:] + plan[:first], desc=f"grid {root}", unit="run",
-                     disable=rank > 0):
-        try:
-            run_quietly(args)
-        except Finished:
-            continue
-        except Busy:
-            busy.append(args)
-        except (ValueError, OSError, torch.OutOfMemoryError) as error:
-            failed[args.name] = error
+    helpers = start_helpers(plan)
+    failed, busy = run_all(rotated(plan, rank, ranks), rank > 0)
+    for helper in helpers:
+        helper.join()
+    if helpers:                                         # what they could not do fails here, too
+        failed_too, busy = run_all(busy)
+        failed |= failed_too
     reasons = {data.one_line(error) for error in failed.values()}
     if len(failed) == len(plan) and len(reasons) == 1:                  # one that is of them all
         raise ValueError(reasons.pop())
@@ -639,12 +629,59 @@ def run_grid(plan, root):
     return int(bool(failed) and ranks == 1)     # torchrun would stop the ranks that still work
 
 
+def run_all(plan, quiet=True):
+    """-> {name of a run: why it failed}, and the runs that another process works on."""
+    failed, busy = {}, []
+    for args in tqdm(plan, desc="grid", unit="run", disable=quiet):
+        try:
+            run_quietly(args)
+        except Finished:
+            continue
+        except Busy:
+            busy.append(args)
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+            failed[args.name] = error
+    return failed, busy
+
+
 def place_among_ranks():
     """(this process's number, how many there are) among torchrun's; (0, 1) where it is alone."""
     rank, ranks = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
     if rank.isdecimal() and ranks.isdecimal() and int(rank) < int(ranks):
         return int(rank), int(ranks)
     return 0, 1
+
+
+def rotated(plan, i, n):
+    """A plan for the i-th of n processes that share it: they begin apart."""
+    first = i * len(plan) // n
+    return plan[first:] + plan[:first]
+
+
+def start_helpers(plan):
+    """Processes that share a grid of the embedded world's on a CPU: one thread, and one process,
+    to a core. The tiny CLIP's steps are too small for a second thread to make them faster."""
+    tiny = all(args.dataset in data.world.DATASETS and args.backbone in (None, "tiny")
+               for args in plan)
+    _, ranks = place_among_ranks()
+    if not tiny or ranks > 1 or clip_model.pick_device(plan[0].device).type != "cpu":
+        return []
+    n = min(torch.get_num_threads(), len(plan), MOST_PROCESSES)
+    torch.set_num_threads(1)
+    helpers = [multiprocessing.Process(target=help_with, args=(rotated(plan, i, n),), daemon=True)
+               for i in range(1, n)]
+    for helper in helpers:
+        helper.start()
+    return helpers
+
+
+def help_with(plan):
+    """In a process of its own: the runs that no other works on, until the parent is gone."""
+    torch.set_num_threads(1)
+    with contextlib.suppress(KeyboardInterrupt):
+        for args in plan:
+            if multiprocessing.parent_process().is_alive():
+                run_all([args])
 
 
 def run_quietly(args):

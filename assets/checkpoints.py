@@ -98,16 +98,6 @@ def read(path):
     return kept, content["epoch"] if type(content.get("epoch")) is int else None
 
 
-def settings_of(tensors, ctx_init):
-    """The method, and what prompts.build() takes for it, from names and shapes and --ctx-init."""
-    method = "maple" if "proj.weight" in tensors else "coop"
-    method = "cocoop" if "meta_net.linear1.weight" in tensors else method
-    depth = 1 + sum(name.startswith("compound_prompts_text.") for name in tensors)
-    return method, prompts.resolve(method, n_ctx=tensors["ctx"].shape[-2], ctx_init=ctx_init,
-                                   prompt_depth=depth if method == "maple" else None,
-                                   class_specific=tensors["ctx"].ndim == 3)
-
-
 def ids_of(buffer, clip):
     """Embedded tokens (K, T, w) -> K lists of the ids of this CLIP's tokens, -1 for any others."""
     table = clip.token_embedding.weight.float()
@@ -154,22 +144,21 @@ def texts(rows):
         errors="replace").strip() for of_one in words]
 
 
-def choose_classes(dataset, K, asked):
+def choose_classes(dataset, K):
     """Which of a dataset's classes K trained ones are -> "all" or "base", or "", and their names.
 
-    asked   --classes, which decides where the number K is not known (None)
+    Where the number K is not known (None), the usual ones: base, where the dataset is halved.
     """
     base, novel = data.halves(len(dataset.classnames))
     parts, name = {"all": base + novel, "base": base}, dataset.name
+    part = next((part for part, labels in parts.items() if len(labels) == K), "")
     if K is None:
-        asked = asked or ("base" if dataset.base_novel else "all")
-        print(f"note      the file doesn't tell its classes: taken for {asked} of {name}'s")
-    for part, labels in parts.items():
-        if asked in (None, part) and K in (None, len(labels)):
-            return part, [dataset.classnames[k] for k in labels]
-    print(f"note      it was trained on {K} classes, not on {asked or 'all or base'} of {name} "
-          f"({len(parts['all'])}, {len(base)}): none is base or novel, and {name} is left out")
-    return "", []
+        part = "base" if dataset.base_novel else "all"
+        print(f"note      the file doesn't tell its classes: taken for {part} of {name}'s")
+    elif not part:
+        print(f"note      it was trained on {K} classes, not on all or base of {name} "
+              f"({len(parts['all'])}, {len(base)}): none is base or novel, and {name} is left out")
+    return part, [dataset.classnames[k] for k in parts.get(part, ())]
 
 
 def check_classes(learner, rows, dataset):
@@ -184,7 +173,12 @@ def check_classes(learner, rows, dataset):
 def load(args, dataset):
     """-> learner with a file's tensors, settings as train.py's, and the dataset or UNKNOWN."""
     tensors, epoch = read(args.source)
-    method, built = settings_of(tensors, args.ctx_init)
+    method = "maple" if "proj.weight" in tensors else "coop"
+    method = "cocoop" if "meta_net.linear1.weight" in tensors else method
+    depth = 1 + sum(name.startswith("compound_prompts_text.") for name in tensors)
+    built = prompts.resolve(method, n_ctx=tensors["ctx"].shape[-2], ctx_init=args.ctx_init,
+                            prompt_depth=depth if method == "maple" else None,
+                            class_specific=tensors["ctx"].ndim == 3)
     usual = {768: "ViT-L/14"}.get(tensors["ctx"].shape[-1], "ViT-B/16")     # by its tokens' width
     backbone = args.backbone or ("tiny" if dataset.embedded else usual)
     clip, weights_sha256 = clip_model.load(backbone), clip_model.fingerprint(backbone)
@@ -192,7 +186,7 @@ def load(args, dataset):
     rows = read_classes(tensors, clip, backbone, fixed)
     of_each = rows or (tensors["ctx"] if tensors["ctx"].ndim == 3 else None)
     K = None if of_each is None else len(of_each)
-    part, names = choose_classes(dataset, K, args.classes) if args.dataset else ("", [])
+    part, names = choose_classes(dataset, K) if args.dataset else ("", [])
     if not part and not rows:
         raise ValueError("it holds no class names: give the --dataset that it was trained on")
     if not part:
@@ -273,7 +267,6 @@ def main(argv=None):
     add("--dataset", help="that it was trained on, or a folder of pictures (none: its class names "
                           "are read from the file, for other datasets and photos)")
     add("--data-root", default="data", help="folder of the datasets (%(default)s)")
-    add("--classes", choices=["base", "all"], help="of the dataset (as many as the file has)")
     add("--backbone", help="the CLIP that it was trained on (ViT-B/16; for the world tiny)")
     add("--class-place", choices=["end", "middle", "front"], default="end",
         help="where CoOp's prompts have the class name: CLASS_TOKEN_POSITION (%(default)s)")
@@ -286,7 +279,7 @@ def main(argv=None):
         if not args.source.is_dir():
             raise FileNotFoundError(f"{args.source}: no such file; expected a checkpoint of CoOp, "
                                     "CoCoOp or MaPLe, as model.pth.tar-5, or a run's folder")
-        for name in ("dataset", "classes", "backbone", "ctx_init"):
+        for name in ("dataset", "backbone", "ctx_init"):
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name.replace('_', '-')} goes with a file; {args.source} is a "
                                  "run's folder and says it itself")

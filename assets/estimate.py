@@ -8,8 +8,10 @@ on a straight line. On a GPU test images cost the slower of decoding and image t
 on a CPU, whose cores do both, their sum. Pictures are taken as JPEG of 500 pixels, EuroSAT's of 64.
 """
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
+
+import numpy  # torchvision depends on it
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -66,8 +68,8 @@ def on_lines(K, known):
     return known[a] + (known[b] - known[a]) * (K - a) / (b - a)
 
 
-def classes(dataset):
-    return data.ROWS[dataset].classes
+def vector(**seconds):
+    return numpy.array([seconds.get(part, 0.0) for part in PARTS])
 
 
 def steps(K, tau, epochs):
@@ -77,72 +79,54 @@ def steps(K, tau, epochs):
 
 def run_of(method, machine, dataset, K, steps, parts=2):
     """One more run in a grid, by its parts: a training on K classes, and the test images."""
-    return add({"steps": steps * machine.step(method, K), "starts": machine.start("in a grid")},
-               testing(machine, method, dataset, parts))
+    training = vector(steps=steps * machine.step(method, K), starts=machine.start("in a grid"))
+    return training + testing(machine, method, dataset, parts)
 
 
-def testing(machine, method, dataset, parts):
+def testing(machine, method, dataset, parts=1):
     """A run on a dataset's test images; parts: into how many its classes are divided."""
     n = TESTS[dataset]
     if method == "maple":
-        return {"images": n * machine.image(dataset)}
-    return {"texts": n * machine.text(classes(dataset) / parts)}    # their features are kept
+        return vector(images=n * machine.image(dataset))
+    return vector(texts=n * machine.text(data.ROWS[dataset].classes / parts))   # features are kept
 
 
-def add(*found):
-    return {part: sum(f.get(part, 0.0) for f in found) for part in PARTS}
+def grid(machine, methods, taus, source=False):
+    """Runs without and with NPT on the base classes of all datasets, for which zero-shot features
+    are made once; or source runs, on all of ImageNet's."""
+    whole = vector(starts=machine.start("of a process"))
+    for dataset in ["imagenet"] if source else data.ALL:
+        K = data.ROWS[dataset].classes
+        if not source:
+            K = -(-K // 2)
+            whole += testing(machine, "maple", dataset)
+        for method, tau in product(methods, taus):
+            n = steps(K, tau, train.TRANSFER[method]["epochs"] if source else 5)
+            whole += 2 * SEEDS * run_of(method, machine, dataset, K, n, parts=2 - source)
+    return whole
 
 
-def times(n, found):
-    return {part: n * seconds for part, seconds in found.items()}
-
-
-def base_to_novel(machine, methods, taus, variants):
-    """All datasets: `variants` runs for each method, tau and seed; zero-shot features once."""
-    found = [{"starts": machine.start("of a process")}]
-    for dataset in data.ALL:
-        found.append({"images": TESTS[dataset] * machine.image(dataset)})
-        for method in methods:
-            for tau in taus:
-                K = -(-classes(dataset) // 2)
-                one = run_of(method, machine, dataset, K, steps(K, tau, epochs=5))
-                found.append(times(variants * SEEDS, one))
-    return add(*found)
-
-
-def source_runs(machine, methods, taus, variants):
-    found = [{"starts": machine.start("of a process")}]
+def transfer(machine, methods, taus, task):
+    """The finished source runs on a task's targets; zero-shot features once."""
+    start, targets = vector(starts=machine.start("of a process")), evaluate.TASKS[task]
+    whole = sum(testing(machine, "maple", target) for target in targets)
     for method in methods:
-        for tau in taus:
-            n = steps(1000, tau, train.TRANSFER[method]["epochs"])
-            one = run_of(method, machine, "imagenet", 1000, n, parts=1)
-            found.append(times(variants * SEEDS, one))
-    return add(*found)
-
-
-def transfer(machine, methods, runs, task):
-    """`runs` finished runs of each method on a task's targets; zero-shot features once."""
-    targets = evaluate.TASKS[task]
-    found = [{"images": sum(TESTS[target] * machine.image(target) for target in targets)}]
-    for method in methods:
-        each = [testing(machine, method, target, parts=1) for target in targets]
-        found.append(times(runs, add({"starts": machine.start("of a process")}, *each)))
-    return add(*found)
+        one = start + sum(testing(machine, method, target) for target in targets)
+        whole += 2 * SEEDS * len(taus) * one
+    return whole
 
 
 def tables(machine):
-    """{what: its seconds by parts}."""
-    three, two = (1, 0.05, 0.01), (0.05, 0.01)
-    runs = 2 * len(two) * SEEDS                 # of a method: without and with NPT, for each tau
+    """{what: seconds of its PARTS}."""
+    tails, alone = (METHODS, (0.05, 0.01)), (["maple"], [0.01])
+    tasks = ("cross-dataset", "domain-generalization")
     return {
-        "Table 1": base_to_novel(machine, METHODS, three, 2),
-        "source runs of Tables 2, 4": source_runs(machine, METHODS, two, 2),
-        "Table 2": transfer(machine, METHODS, runs, "cross-dataset"),
-        "Table 4": transfer(machine, METHODS, runs, "domain-generalization"),
-        "Table 3": add(base_to_novel(machine, ["maple"], [0.01], 2),
-                       source_runs(machine, ["maple"], [0.01], 2),
-                       transfer(machine, ["maple"], 2 * SEEDS, "cross-dataset"),
-                       transfer(machine, ["maple"], 2 * SEEDS, "domain-generalization"))}
+        "Table 1": grid(machine, METHODS, (1, 0.05, 0.01)),
+        "source runs of Tables 2, 4": grid(machine, *tails, source=True),
+        "Table 2": transfer(machine, *tails, tasks[0]),
+        "Table 4": transfer(machine, *tails, tasks[1]),
+        "Table 3": grid(machine, *alone) + grid(machine, *alone, source=True)
+        + sum(transfer(machine, *alone, task) for task in tasks)}
 
 
 def page(rows=None):
@@ -161,11 +145,11 @@ def page(rows=None):
 
 
 def hours(found):
-    """Seconds by parts -> hours in all, and the part that most of them go into."""
+    """Seconds of the PARTS -> hours in all, and the part that most of them go into."""
     if found is None:
         return "not run", "-"
-    most, whole = max(found, key=found.get), sum(found.values())
-    return f"{whole / 3600:.1f}", f"{most}, {found[most] / whole:.0%}"
+    whole, most = found.sum(), found.argmax()
+    return f"{whole / 3600:.1f}", f"{PARTS[most]}, {found[most] / whole:.0%}"
 
 
 def main(argv=None):

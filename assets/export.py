@@ -30,6 +30,20 @@ def save(path, learner, settings, **arrays):
 
 
 @torch.no_grad()
+def image_and_text_features(learner, dataset, labels, frozen, show=None):
+    """z (N, d), y (N,) of the test images of some classes and g (K, d), with which they are scored.
+
+    CoCoOp's texts belong to images; g is then their mean over these images.
+    """
+    learner.set_classes([dataset.classnames[k] for k in labels])
+    z, y = frozen.of(learner, labels, show)
+    if not learner.per_image:
+        return z, y, learner.text_features()
+    few = max(1, 2000 // len(labels))                                   # B x K texts at a time
+    return z, y, sum(learner.text_features(z_b).sum(dim=0) for z_b in z.split(few)) / len(z)
+
+
+@torch.no_grad()
 def export_texts(path, learner, settings):
     """g, classnames and prompts (K,). A photo's probabilities are softmax(z @ g.T / temperature).
 
@@ -54,7 +68,7 @@ def export_features(path, learner, settings, dataset, parts, frozen):
     parts  {part: labels}; each is scored on its own, its images against its texts, and y counts
            through the classes of all parts
     """
-    scored = [evaluate.image_and_text_features(learner, dataset, labels, frozen, part)
+    scored = [image_and_text_features(learner, dataset, labels, frozen, part)
               for part, labels in parts.items()]
     z, y, g = ([tensor.cpu().numpy() for tensor in column] for column in zip(*scored, strict=True))
     first = numpy.cumsum([0, *map(len, g)])                         # class of each part
@@ -70,8 +84,6 @@ def export_features(path, learner, settings, dataset, parts, frozen):
 def run(args):
     if args.features and args.classnames:
         raise ValueError("--classnames goes with --texts; a dataset has its own class names")
-    if args.texts and (args.classes or args.data_root):
-        raise ValueError("--classes and --data-root go with --features: texts need no dataset")
     out = args.texts or args.features
     data.check_output("--texts" if args.texts else "--features", out, [".npz"])
     names = predict.read_classnames(args.classnames) if args.classnames else None
@@ -81,7 +93,7 @@ def run(args):
         return export_texts(out, learner, settings)
     dataset = evaluate.load_dataset(args.run, settings, args.data_root)
     print(f"{settings['label']} on {dataset.name}, split: {dataset.split}")
-    parts = evaluate.tested_classes(dataset, settings, args.classes)
+    parts = evaluate.tested_classes(dataset, settings)
     frozen = evaluate.FrozenFeatures(dataset, args.run.parent / "features")
     return export_features(out, learner, settings, dataset, parts, frozen)
 
@@ -97,8 +109,6 @@ def main(argv=None):
                       help="image and text features of its test images, labels and names")
     add("--classnames", metavar="FILE", help="with --texts: class names, one a line, also never "
                                              "trained ones (the run's)")
-    add("--classes", choices=["base", "novel", "all"],
-        help="with --features: these only (base and novel, or all where the run trained on all)")
     evaluate.add_machine_options(add, data_root=None)
     return data.run_script(lambda: run(p.parse_args(argv)))
 

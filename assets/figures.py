@@ -18,9 +18,9 @@ import os
 import statistics
 import sys
 import textwrap
+from collections import namedtuple
 from itertools import cycle, product
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import evaluate
 import prompts
-from assets import tables, world
+from assets import export, tables, world
 
 PANELS = ("zero-shot", "balanced", "long-tailed", "long-tailed + NPT")          # of Fig. 1
 MOST_CLASSES, MOST_IMAGES = 12, 25                      # drawn in Fig. 1; images of each class
@@ -49,7 +49,7 @@ def read_runs(folders):
     for line in skipped:
         print(f"skipped   {line}")
     tables.one_kind(runs, "backbone")
-    return [run | {"result": tables.read_json(run["folder"] / "result.json")} for run in runs]
+    return runs
 
 
 def cell_of(run):
@@ -81,16 +81,8 @@ def remarks(runs):
 
 # What Fig. 1 shows ----------------------------------------------------------------------------
 
-class Panel(NamedTuple):
-    """One learner's features: z (N, d), y (N,) of test images and g (K, d) of texts."""
-    z: torch.Tensor
-    y: torch.Tensor
-    g: torch.Tensor
-    names: list
-    part: str           # base, novel or all
-    facts: str
-    delta_lcd: float
-    delta_mid: float
+# One learner's z (N, d), y (N,) of test images and g (K, d) of texts; part: base, novel or all
+Panel = namedtuple("Panel", "z y g names part facts delta_lcd delta_mid")
 
 
 def choose(runs):
@@ -110,12 +102,11 @@ def choose(runs):
     return {panel: best.get(panel) for panel in PANELS}
 
 
-def gather(panel, run, which, data_root):
-    """The Panel of a run, of the novel classes where there are such and no others are asked for."""
+def gather(panel, run):
+    """The Panel of a run, as in the paper of the novel classes where there are such."""
     learner, settings = evaluate.load_run(run["folder"])
-    dataset = evaluate.load_dataset(run["folder"], settings, data_root)
-    parts = evaluate.tested_classes(dataset, settings, which)
-    part, labels = list(parts.items())[-1]
+    dataset = evaluate.load_dataset(run["folder"], settings, None)
+    part, labels = list(evaluate.tested_classes(dataset, settings).items())[-1]
     n = settings["class_counts"]
     steps = settings["epochs"] * data.steps(sum(n), settings["batch_size"])
     facts = (f"τ = {settings['tau']:g}, $n_k$ {max(n)} to {min(n)}\n"
@@ -125,7 +116,7 @@ def gather(panel, run, which, data_root):
                                 ctx_init=dataset.template)
         facts = "nothing trained"
     frozen = evaluate.FrozenFeatures(dataset, run["folder"].parent / "features")
-    z, y, g = evaluate.image_and_text_features(learner, dataset, labels, frozen, panel)
+    z, y, g = export.image_and_text_features(learner, dataset, labels, frozen, panel)
     numbers, _ = evaluate.measure(learner, z, y)
     return Panel(z.cpu().double(), y.cpu(), g.cpu().double(), learner.classnames, part, facts,
                  numbers["delta_lcd"], numbers["delta_mid"])
@@ -164,12 +155,6 @@ def pair(result, part, delta):
     """(|Delta|, accuracy) of a part's classes; None where one of them was not measured."""
     x, y = result.get(PREFIX[part] + delta), result.get(part)
     return (abs(x), y) if all(isinstance(value, (int, float)) for value in (x, y)) else None
-
-
-def points(runs, part, delta):
-    """{cell: [pair of each run]}."""
-    found = cells(runs, lambda run: pair(run["result"], part, delta))
-    return {cell: list(content["values"].values()) for cell, content in found.items()}
 
 
 def within_and_between(points):
@@ -215,25 +200,25 @@ def weight_maps(runs):
     return {key: found for key, found in maps.items() if found.keys() != {(0, 0)}}
 
 
-def read_history(path):
-    """history.csv of a run -> {column: numbers}; nan for what could not be measured."""
-    try:
-        rows = data.read_csv(path)
-        return {name: [float(row[name]) for row in rows] for name in ("step", *HISTORY)}
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path}: not what assets/history.py writes ({error})") from None
-
-
 def histories(folders):
-    """{name: columns} of the runs that have a history; FileNotFoundError where none has."""
-    seen = set()
+    """{name: {column: numbers}} of the runs that have a history.csv, nan for what could not be
+    measured; FileNotFoundError where none has."""
+    seen, read = set(), {}
     found = [run for top in folders for run in tables.run_folders(top.resolve(), seen)
              if (run / "history.csv").is_file()]
     if not found:
         raise FileNotFoundError(f"{folders[0]}: no history.csv in it: train with "
                                 "assets/history.py")
     top = os.path.commonpath([run.parent for run in found])
-    return {str(run.relative_to(top)): read_history(run / "history.csv") for run in found}
+    for run in found:
+        try:
+            rows = data.read_csv(run / "history.csv")
+            read[str(run.relative_to(top))] = {name: [float(row[name]) for row in rows]
+                                               for name in ("step", *HISTORY)}
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(f"{run / 'history.csv'}: not what assets/history.py writes ({error})"
+                             ) from None
+    return read
 
 
 # Drawing --------------------------------------------------------------------------------------
@@ -288,8 +273,7 @@ def class_looks(names):
 def figure_1(args):
     """Two planes with texts as arrows and images as points, and two matrices of their cosines."""
     chosen = choose(read_runs(args.runs))
-    panels = [run and gather(panel, run, args.classes, args.data_root)
-              for panel, run in chosen.items()]
+    panels = [run and gather(panel, run) for panel, run in chosen.items()]
     names, of = panels[0].names, chosen[PANELS[0]]
     learner, dataset = tables.row_label((of["row"][1], "off")), Path(of["dataset"]).name
     if any(panel.names != names for panel in panels if panel):
@@ -390,7 +374,8 @@ def figure_2(args):
         "Zero-shot CLIP is in neither.", remarks(runs))
     for ax, (part, delta) in zip(figure.subplots(2, 2).flat,
                                  product(PREFIX, ("delta_lcd", "delta_mid")), strict=True):
-        found = points(runs, part, delta)
+        found = {cell: [*content["values"].values()] for cell, content in cells(
+            runs, lambda run, part=part, delta=delta: pair(run["result"], part, delta)).items()}
         for (_, method, tau, variant, *_), pairs in found.items():
             ax.plot(*zip(*pairs, strict=True), **looks[tau, method, variant], alpha=0.8)
         plain = dict.fromkeys(pair(run["result"]["zeroshot"], part, delta) for run in runs)
@@ -425,7 +410,13 @@ def figure_4(args):
     for ax, (method, part) in zip(axes, panels, strict=True):
         for place, (dataset, tau) in enumerate(bars):
             record = found[part].get((dataset, method, tau), {"n": 0})
-            draw_gain(ax, place, colours[tau], **record)
+            n = record["n"]
+            ax.text(place, 0.02, str(n or "not run"), transform=ax.get_xaxis_transform(),
+                    ha="center", va="bottom", fontsize=8, rotation=0 if n else 90,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+            if n:
+                ax.bar(place, record["mean"], 0.85, yerr=record["spread"], capsize=3,
+                       color=colours[tau], edgecolor="black")
         ax.axhline(0, color="black", linewidth=0.8)
         ax.margins(y=0.18)                              # room for n
         middles = [len(taus) * (d + 0.5) - 0.5 for d in range(len(datasets))]
@@ -436,15 +427,6 @@ def figure_4(args):
                                      "color": colour, "markeredgecolor": "black"}
                     for tau, colour in colours.items()}, len(taus))
     return figure
-
-
-def draw_gain(ax, place, colour, n, mean=None, spread=None, **_):
-    """A bar with its interval, n at the bottom."""
-    ax.text(place, 0.02, str(n or "not run"), transform=ax.get_xaxis_transform(), ha="center",
-            va="bottom", fontsize=8, rotation=0 if n else 90,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    if n:
-        ax.bar(place, mean, 0.85, yerr=spread, capsize=3, color=colour, edgecolor="black")
 
 
 def figure_5(args):
@@ -462,27 +444,23 @@ def figure_5(args):
         "n seeds; cells of another n average other seeds. (0, 0) is the run without NPT; dark is "
         "high.", remarks(runs))
     values = [mean for found in maps.values() for mean, _ in found.values()]
+    low, high = min(values) - 1, max(values) + 1
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for ax in axes[len(maps):]:
         ax.set_axis_off()
     for ax, ((dataset, method, tau), found) in zip(axes, maps.items(), strict=False):
-        draw_map(ax, found, w1, w2, min(values) - 1, max(values) + 1)
+        grid = [[found.get((a, b), (math.nan, 0)) for b in w2] for a in w1]
+        ax.imshow([[mean for mean, _ in row] for row in grid], cmap="Greys", vmin=low, vmax=high,
+                  origin="lower", aspect="auto")                                # w_1 upwards
+        for i, j in product(range(len(w1)), range(len(w2))):
+            mean, n = grid[i][j]
+            ax.text(j, i, f"{mean:.2f}\nn = {n}" if n else "not run", ha="center", va="center",
+                    fontsize=8.5, color="white" if 2 * mean > low + high else "black")
+        ax.set_xticks(range(len(w2)), [f"{w:g}" for w in w2])
+        ax.set_yticks(range(len(w1)), [f"{w:g}" for w in w1])
         ax.set(title=f"{tables.row_label((method, 'off'))}, {dataset}, τ = {tau:g}",
                xlabel="$w_2$ (of $L_{MI}$)", ylabel="$w_1$ (of $L_{LC}$)")
     return figure
-
-
-def draw_map(ax, found, w1, w2, low, high):
-    """Squares of {(w_1, w_2): (mean, n)} with their numbers, w_1 upwards."""
-    grid = [[found.get((a, b), (math.nan, 0)) for b in w2] for a in w1]
-    ax.imshow([[mean for mean, _ in row] for row in grid], cmap="Greys", vmin=low, vmax=high,
-              origin="lower", aspect="auto")
-    for i, j in product(range(len(w1)), range(len(w2))):
-        mean, n = grid[i][j]
-        ax.text(j, i, f"{mean:.2f}\nn = {n}" if n else "not run", ha="center", va="center",
-                fontsize=8.5, color="white" if 2 * mean > low + high else "black")
-    ax.set_xticks(range(len(w2)), [f"{w:g}" for w in w2])
-    ax.set_yticks(range(len(w1)), [f"{w:g}" for w in w1])
 
 
 def figure_history(args):
@@ -516,14 +494,7 @@ def parse(argv=None):
                                                       "them")
     p.add_argument("--out", type=Path, required=True, metavar="FILE",
                    help=f"{', '.join(UNDATED)} by its ending")
-    p.add_argument("--classes", choices=["base", "novel", "all"],
-                   help="of Figure 1 (novel, as in the paper, where there are such)")
-    p.add_argument("--data-root", metavar="FOLDER",
-                   help="of Figure 1: folder of the datasets (the one the runs had)")
-    args = p.parse_args(argv)
-    if args.figure != "1" and (args.classes or args.data_root):
-        raise ValueError("--classes and --data-root go with Figure 1")
-    return args
+    return p.parse_args(argv)
 
 
 def run(args):

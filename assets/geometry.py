@@ -21,6 +21,7 @@ import data
 import evaluate
 import losses
 import prompts
+from assets import export
 
 CSV = Path(__file__).with_name("real_geometry.csv")
 
@@ -82,8 +83,8 @@ def little_world(name="world", part="base"):
     clip, dataset = clip_model.load("tiny"), data.load(name)
     labels = evaluate.parts_of(dataset)[part]
     zeroshot = prompts.build("zeroshot", clip, [dataset.classnames[k] for k in labels])
-    z, y, g = evaluate.image_and_text_features(zeroshot, dataset, labels,
-                                               evaluate.FrozenFeatures(dataset))
+    z, y, g = export.image_and_text_features(zeroshot, dataset, labels,
+                                             evaluate.FrozenFeatures(dataset))
     return z, y, g, clip.temperature.item()
 
 

@@ -25,11 +25,10 @@ def watch(learner, dataset, items, step, folder):
     """Add a row to history.csv in place of what a killed run had from this step on."""
     z, y = evaluate.image_features(learner, dataset, items)
     numbers, p = evaluate.measure(learner, z, y)
-    cohesion, repulsion = (weights.tolist() for weights in losses.cohesion_repulsion(p, y.cpu()))
     found = {name: numbers[name] for name in HISTORY}
-    found |= {f"cohesion_{k}": weight for k, weight in enumerate(cohesion)}
-    found |= {f"repulsion_{k}": weight for k, weight in enumerate(repulsion)}
-
+    for name, weights in zip(("cohesion", "repulsion"), losses.cohesion_repulsion(p, y.cpu()),
+                             strict=True):
+        found |= {f"{name}_{k}": weight for k, weight in enumerate(weights.tolist())}
     path, settings = folder / "history.csv", train.read_json(folder / "run.json")
     epoch = step // data.steps(len(items), settings["batch_size"]) - 1
     earlier = data.read_csv(path) if path.is_file() else []
@@ -39,8 +38,6 @@ def watch(learner, dataset, items, step, folder):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-
     def job():
         plan = train.parse(argv)
         if len(plan) > 1:

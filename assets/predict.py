@@ -64,20 +64,6 @@ def predict(learner, paths):
         yield photo, list(zip(names, p.tolist(), strict=True))
 
 
-def parse(argv=None):
-    p = data.Parser(description="Photos to their most probable classes, by a finished run.")
-    add = p.add_argument
-    add("run", type=Path, help="folder that train.py made")
-    add("photos", type=Path, nargs="+", help="pictures, and folders of them")
-    add("--classnames", metavar="FILE", help="class names, one a line, also never trained ones "
-                                             "(the run's)")
-    add("--out", type=Path, metavar="FILE.csv", help="also write them to a file")
-    add("--review", type=data.number(0, 1), metavar="P",
-        help="mark photos whose first probability is below (what report.py found)")
-    evaluate.add_machine_options(add, data_root=None)
-    return p.parse_args(argv)
-
-
 @torch.no_grad()
 def run(args):
     if args.out:
@@ -102,11 +88,11 @@ def run(args):
         rows.append((photo, *(word for name, p in answer for word in (name, f"{p:.4f}")), *review))
     if len(problems) == len(rows):
         raise ValueError(f"none of the {len(rows)} pictures could be read; {problems[0]}")
-    if below is None and not args.classnames:
-        print(f"note      no threshold of review is known: assets/report.py {args.run} finds one")
     if below is not None:
         marked = sum(row[-1] == "yes" for row in rows)
         print(f"review    {marked} of {len(rows)} photos: below {min(below, 1):.4f}, or not read")
+    elif not args.classnames:
+        print(f"note      no threshold of review is known: assets/report.py {args.run} finds one")
     if args.out:
         head = ("picture", *(f"{word}_{k}" for k in columns for word in ("class", "probability")))
         head += ("review",) * (below is not None)
@@ -115,7 +101,17 @@ def run(args):
 
 
 def main(argv=None):
-    return data.run_script(lambda: run(parse(argv)))
+    p = data.Parser(description="Photos to their most probable classes, by a finished run.")
+    add = p.add_argument
+    add("run", type=Path, help="folder that train.py made")
+    add("photos", type=Path, nargs="+", help="pictures, and folders of them")
+    add("--classnames", metavar="FILE", help="class names, one a line, also never trained ones "
+                                             "(the run's)")
+    add("--out", type=Path, metavar="FILE.csv", help="also write them to a file")
+    add("--review", type=data.number(0, 1), metavar="P",
+        help="mark photos whose first probability is below (what report.py found)")
+    evaluate.add_machine_options(add, data_root=None)
+    return data.run_script(lambda: run(p.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -59,21 +59,6 @@ def choose_strength(z, y, K):
     return min(STRENGTHS, key=losses.get)
 
 
-def predictions(learner, dataset, items, labels, frozen):
-    """{who: predicted labels (N,)} of the test images, their y (N,), and the probe's C."""
-    clip, K = learner.clip, len(labels)
-    zeroshot = prompts.build("zeroshot", clip, learner.classnames, ctx_init=dataset.template)
-    features = (evaluate.image_features(zeroshot, dataset, items, "training images"),
-                frozen.of(zeroshot, labels))
-    (z, y), (tests, truth) = ((z.cpu().double(), y.cpu()) for z, y in features)
-    C = choose_strength(z, y, K)
-    W, b = linear_probe(z, y, K, C)
-    return {"zero-shot": evaluate.score(zeroshot, dataset, labels, frozen)[1].argmax(dim=1),
-            "nearest class mean": nearest_mean(z, y, K, tests),
-            "linear probe": (tests @ W.T + b).argmax(dim=1),
-            "the run": evaluate.score(learner, dataset, labels, frozen)[1].argmax(dim=1)}, truth, C
-
-
 def run(args):
     learner, settings = evaluate.load_run(args.run, *evaluate.machine(args),
                                           backbone=args.backbone)
@@ -83,17 +68,27 @@ def run(args):
     items = [item for item in data.select(dataset.train, labels) if item[0] in drawn]
     if not items or len(items) != n:
         raise ValueError(f"{args.run} trained on {n} pictures; {len(items)} are here: expected all")
-    frozen = evaluate.FrozenFeatures(dataset, args.run.parent / "features")
-    found, y, C = predictions(learner, dataset, items, labels, frozen)
+    frozen, K = evaluate.FrozenFeatures(dataset, args.run.parent / "features"), len(labels)
+    zeroshot = prompts.build("zeroshot", learner.clip, learner.classnames,
+                             ctx_init=dataset.template)
+    (z, y), (tests, truth) = ((z.cpu().double(), y.cpu()) for z, y in (
+        evaluate.image_features(zeroshot, dataset, items, "training images"),
+        frozen.of(zeroshot, labels)))
+    C = choose_strength(z, y, K)
+    W, b = linear_probe(z, y, K, C)
+    found = {"zero-shot": evaluate.score(zeroshot, dataset, labels, frozen)[1].argmax(dim=1),
+             "nearest class mean": nearest_mean(z, y, K, tests),
+             "linear probe": (tests @ W.T + b).argmax(dim=1),
+             settings["label"]: evaluate.score(learner, dataset, labels, frozen)[1].argmax(dim=1)}
     rows = [(settings["classes"], "accuracy", "95 %", "class mean", "the run over it", "95 %")]
-    for who, right in ((who, predicted == y) for who, predicted in found.items()):
-        low, high = evaluate.wilson(int(right.sum()), len(y))
-        gain = evaluate.paired_gain(right, found["the run"] == y)
+    for who, right in ((who, predicted == truth) for who, predicted in found.items()):
+        low, high = evaluate.wilson(int(right.sum()), len(truth))
+        gain = evaluate.paired_gain(right, found[settings["label"]] == truth)
         rows.append((who, 100 * right.double().mean().item(), f"{low:.1f} to {high:.1f}",
-                     evaluate.mean_recall(y, right, len(labels)), f"{gain['points']:+.2f}",
+                     evaluate.mean_recall(truth, right, K), f"{gain['points']:+.2f}",
                      f"{gain['low']:+.2f} to {gain['high']:+.2f}"))
-    rows[-1] = (settings["label"], *rows[-1][1:4], "", "")
-    print(f"{dataset.name}: {n} training images, {len(y)} test images\n{evaluate.table(rows)}\n"
+    rows[-1] = (*rows[-1][:4], "", "")
+    print(f"{dataset.name}: {n} training images, {len(truth)} test images\n{evaluate.table(rows)}\n"
           f"linear probe: C = {C:g}, chosen in {FOLDS} folds of the training images")
 
 

@@ -2,11 +2,10 @@
 
     python assets/report.py RUN                             # all into the run's evaluation/
     python assets/report.py RUN --out report.html           # the page somewhere else
-    python assets/report.py RUN --targets eurosat world     # the run's prompts on other datasets
     python assets/report.py RUN --photos next_year          # on all of a folder, its own classes
 
     p  (N, K)  the probabilities of Eq. (1)         y  (N,)  labels in 0..K-1
-    part       base, novel or all classes of the run's dataset, or another dataset
+    part       base, novel or all classes of the run's dataset, or a folder of photos
 
 evaluation/<part>/ gets per_class.csv, predictions.csv, confusion.csv and review.json. The page is
 made to be sent to others: no script, no network, pictures inside, every text escaped (class and
@@ -18,7 +17,6 @@ import functools
 import html
 import io
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -36,7 +34,6 @@ BINS = 15           # of equal width, of the calibration error; From Guo et al.,
 CONFUSED = 5        # pairs of classes that are shown
 SMALL = 160         # pixels of the longer side of an embedded picture
 PICTURES = 4        # of each confusion
-POINTS = 200        # of the training curve; more steps are averaged
 THIN = 10           # test images under which a recall is only a hint
 SURE = 95           # per cent of right answers that are asked for where nobody looks
 NEVER = 1.01        # a threshold of review that no probability reaches
@@ -87,11 +84,10 @@ def review_below(confidence, right):
 
     -> what reviewed() says of it, of NEVER where no threshold is high enough
     """
-    for t in confidence.unique().tolist():                              # ascending
+    for t in [*confidence.unique().tolist(), NEVER]:                    # ascending
         found = reviewed(t, confidence, right)
         if 100 * found["right"] >= SURE * found["accepted"]:
             return found | {"chosen": True}
-    return reviewed(NEVER, confidence, right) | {"chosen": True}
 
 
 def kept_threshold(run, settings):
@@ -172,7 +168,11 @@ def write_files(folder, names, facts):
 
 
 def rows_of(facts):
-    """(what, words): the lines that are printed and stand on the page."""
+    """(what, words): the lines that are printed and stand on the page.
+
+    A loss of rare classes is only said where the interval over their own images, not too few, lies
+    below 0. That --logit-adjust helps them was measured in the laboratory, with intervals.
+    """
     low, high = facts["accuracy_interval"]
     tests = [n for _, _, _, n, _, _ in facts["per_class"]]
     here = sum(n > 0 for n in tests)
@@ -194,6 +194,15 @@ def rows_of(facts):
         rows.append((name, f"mean over {group['classes']} classes {group['recall']:.1f} % "
                            f"(zero-shot {group['zeroshot']:.1f}){moved}; calibration error "
                            f"{group['calibration_error']:.1f} %"))
+    rare = facts["groups"].get("few")
+    if rare and rare["images"] >= THIN and evaluate.verdict(rare["gain"]) == evaluate.LOSS:
+        advice = "; training with --logit-adjust weighs them more" * (not facts["logit_adjust"])
+        rows.append(("rare classes", "recognised worse than by zero-shot CLIP, by more than the "
+                                     f"noise of their own test images{advice}"))
+    thin = sum(0 < n < THIN for n in tests)
+    if thin:
+        rows.append(("hints only", f"the recalls of {thin} classes with fewer than {THIN} test "
+                                   "images"))
     rows.append(("calibration error", f"{facts['calibration_error']:.1f} % ({BINS} bins)"))
     return [*rows, ("review", review_words(facts["review"]))]
 
@@ -223,40 +232,19 @@ def points(gain):
             f"{gain['high']:+.1f})")
 
 
-def show(facts):
-    rows = [*rows_of(facts), ("most confused", ", ".join(
-        f"{name} taken for {other} ({images})" for name, other, images in facts["confusions"]))]
-    for name, words in rows:
-        print(f"{name:18} {words}")
-
-
 # The page --------------------------------------------------------------------------------------
 
-HIDDEN = ("trained_classes", "class_counts", "prompts", "data_root", "dataset", "classnames_file",
-          "device", "label", "backbone")        # shown elsewhere, or paths of one's own machine
-BESIDE = {
-    evaluate.GAIN: "the prompts of this run are better by more than the test images' noise.",
-    evaluate.LOSS: "the prompts of this run are worse by more than the test images' noise.",
-    evaluate.NOISE: "which of the two is better, these test images can't tell: more could.",
-}
+HIDDEN = ("trained_classes", "class_counts", "data_root", "dataset", "classnames_file", "device",
+          "label", "backbone")                  # shown elsewhere, or paths of one's own machine
 NOTE = (f"Many: classes with at least {MANY} training images; few: with at most {FEW}. Calibration "
         "error: how far the stated probability lies from the share of right answers, on average "
         f"over {BINS} bins of equal width; 0 is best.")
 STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#222;
-background:#fff;overflow-wrap:anywhere}
-h1{font-size:1.5rem;line-height:1.2}h2{font-size:1.2rem;margin-top:2rem;border-top:2px solid #222}
-h3,h4{font-size:1rem;margin:1rem 0 .2rem}h4{margin:0 0 .2rem;font-weight:normal}
-small,figcaption{color:#555;font-size:.85rem}
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;
+overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;table-layout:fixed}th{width:9.5rem}
 td,th{padding:.2rem .6rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #ddd}
-.classes{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));
-gap:.8rem 2rem}
-.bar{background:#eee;height:.7rem;margin:.15rem 0}.bar i{display:block;height:100%}
-.now{background:#0072b2}.before{background:#999}
-.key i{display:inline-block;width:1em;height:.7em;margin:0 .3em 0 1em}
-.pictures{display:flex;flex-wrap:wrap;gap:.5rem}figure{margin:0;width:10rem;max-width:45%}
-img,svg{max-width:100%;height:auto}svg{width:40rem}"""
+figure{display:inline-block;width:10rem;margin:0 .5rem 0 0;vertical-align:top}img{max-width:100%}"""
 
 
 def escape(value):
@@ -264,106 +252,50 @@ def escape(value):
 
 
 def table(rows):
-    """Rows of (words, value) -> a table of two columns, which fits a phone."""
-    lines = (f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
+    """Rows of (words, words, pieces of HTML ...) -> a table of two columns, which fits a phone."""
+    lines = (f"<tr><th>{escape(name)}</th><td>{escape(value)}{''.join(more)}</td></tr>"
+             for name, value, *more in rows)
     return f"<table>{''.join(lines)}</table>"
 
 
-def page_of(run, settings, found):
-    """The page of a run; found: {part: (dataset, what was measured)}."""
-    datasets = dict.fromkeys(dataset.name for dataset, _ in found.values())
-    title = escape(f"{settings['label']} on {', '.join(datasets)}")
-    body = [f"<h1>{title}</h1>", about(settings, found)]
-    for part, (dataset, facts) in found.items():
-        heading = part if part in datasets else f"{part.capitalize()} classes"
-        body += [f"<h2>{escape(heading)}</h2>", in_short(facts, settings),
-                 table(rows_of(facts)), f"<p><small>{NOTE}</small></p>",
-                 classes(facts["per_class"]), confused(facts, dataset)]
-    body += [curve(run / "log.csv"), details(run / "run.json", settings)]
+def page_of(run, settings, dataset, found):
+    """The page of a run; found: {part: what was measured}."""
+    title = escape(f"{settings['label']} on {dataset.name}")
+    body = [f"<h1>{title}</h1>"]
+    for part, facts in found.items():
+        heading = part if part == dataset.name else f"{part.capitalize()} classes"
+        frequent_first = sorted(facts["per_class"], key=lambda row: -(row[1] or 0))
+        body += [f"<h2>{escape(heading)}</h2>", table(rows_of(facts)), f"<p>{NOTE}</p>",
+                 "<h3>Recognised test images, per cent</h3>",
+                 table(one_class(*row) for row in frequent_first)]
+        if facts["confusions"]:
+            body += ["<h3>Most confused</h3>", table(
+                one_confusion(*pair, facts, dataset) for pair in facts["confusions"])]
+    if found.keys() == {"base", "novel"}:
+        H = evaluate.harmonic_mean(*(facts["accuracy"] for facts in found.values()))
+        body.append(f"<h2>Both</h2>{table([('harmonic mean', f'{H:.2f} % of base and novel')])}")
+    body.append(details(run, settings, dataset))
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
             '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
             f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n"
-            + "\n".join(filter(None, body)) + "\n</body></html>\n")
-
-
-def about(settings, found):
-    backbone = settings["backbone"]
-    if backbone not in clip_model.MODELS:               # a weights file: no path of the machine
-        backbone = Path(backbone).name
-    n = [count for count in settings["class_counts"] if count]
-    trained = (f"{sum(n)} images of {len(n)} classes, {max(n)} to {min(n)} a class "
-               f"({data.tau_words(settings.get('tau'))})" if n else "nothing that is known of")
-    rows = [("CLIP", f"{backbone}, frozen"), ("trained on", trained),
-            ("tested on", f"{sum(facts['test_images'] for _, facts in found.values())} images"),
-            ("split", "; ".join(dict.fromkeys(dataset.split for dataset, _ in found.values())))]
-    if found.keys() == {"base", "novel"}:
-        H = evaluate.harmonic_mean(*(found[part][1]["accuracy"] for part in ("base", "novel")))
-        rows.append(("harmonic mean", f"{H:.2f} % of base and novel"))
-    return table(rows)
-
-
-def in_short(facts, settings):
-    """How good it is beside zero-shot CLIP, and how far to trust that, in plain words.
-
-    What training did is not said: its start, too, is other words than zero-shot CLIP's.
-
-    A loss of rare classes is only said where the interval over their own images, not too few, lies
-    below 0. That --logit-adjust helps them was measured in the laboratory, with intervals.
-    """
-    low, high = facts["accuracy_interval"]
-    said = [f"Of 100 images like the tested ones about {facts['accuracy']:.0f} are named rightly "
-            f"({low:.0f} to {high:.0f} fit what was seen)."]
-    if facts["gain"]:
-        said.append(f"Zero-shot CLIP has {facts['zeroshot']:.0f}: "
-                    f"{BESIDE[evaluate.verdict(facts['gain'])]}")
-    now, before = facts["mean_recall"], facts["zeroshot_mean_recall"]
-    if facts["gain"] and not math.isclose(now, facts["accuracy"], abs_tol=0.01):
-        said.append("The mean over classes, in which a rare one counts as much as a common one, "
-                    f"is {now:.0f} %, zero-shot CLIP's {before:.0f} %.")
-    rare = facts["groups"].get("few")
-    if rare and rare["images"] >= THIN and evaluate.verdict(rare["gain"]) == evaluate.LOSS:
-        said.append(f"Classes with at most {FEW} training images are recognised worse than by "
-                    "zero-shot CLIP, by more than the noise of their own test images.")
-        if not settings.get("logit_adjust"):
-            said.append("Training with --logit-adjust weighs them more; in the laboratory it "
-                        "raised their recall and lowered that of frequent classes.")
-    tests = [n for _, _, _, n, _, _ in facts["per_class"]]
-    thin = sum(0 < n < THIN for n in tests)
-    if thin:
-        said.append(f"{thin} of {len(tests)} classes have fewer than {THIN} test images: take "
-                    "their bars below as hints.")
-    return f"<p>{escape(' '.join(said))}</p>"
-
-
-def classes(per_class):
-    """Recall of each class as bars, tuned above zero-shot; the most trained class first."""
-    key = ('<p class="key">Recognised test images of each class, per cent:<i class="now"></i>tuned'
-           '<i class="before"></i>zero-shot</p>')
-    bars = "".join(one_class(*row) for row in sorted(per_class, key=lambda row: -(row[1] or 0)))
-    return f'{key}<div class="classes">{bars}</div>'
+            + "\n".join(body) + "\n</body></html>\n")
 
 
 def one_class(name, count, group, tests, recall, plain):
+    """A row of the table of recalls, with two bars."""
     said = f"{recall:.0f} (zero-shot {plain:.0f})" if tests else "no test image"
-    bars = "".join(f'<div class="bar"><i class="{kind}" style="width:{width:.1f}%"></i></div>'
-                   for kind, width in (("now", recall), ("before", plain)) if tests)
+    bars = (f'<br/><meter max="100" value="{value:.1f}"></meter> {kind}'
+            for kind, value in (("tuned", recall), ("zero-shot", plain)) if tests)
     trained = group if count is None else count
-    return (f"<div><b>{escape(name.replace('_', ' '))}</b> <small>{trained} trained, {tests} "
-            f"tested: {said}</small>{bars}</div>")
+    return name.replace("_", " "), f"{trained} trained, {tests} tested: {said}", *bars
 
 
-def confused(facts, dataset):
-    """The most frequent confusions, with some of their pictures."""
-    blocks = []
-    for name, other, images in facts["confusions"]:
-        shown = [(picture, p) for picture, *pair, p in facts["predictions"]
-                 if pair == [name, other]]
-        figures = "".join(figure(dataset.open(picture), f"{picture}, {100 * p:.0f} % sure")
-                          for picture, p in shown[:PICTURES])
-        heading = escape(f"{name} taken for {other} ({images})".replace("_", " "))
-        blocks.append(f'<div><h4>{heading}</h4><div class="pictures">{figures}</div></div>')
-    inside = f'<div class="classes">{"".join(blocks)}</div>'
-    return f"<h3>Most confused</h3>{inside}" if blocks else ""
+def one_confusion(name, other, images, facts, dataset):
+    """A row of the most frequent confusions, with some of their pictures."""
+    shown = [(picture, p) for picture, *pair, p in facts["predictions"] if pair == [name, other]]
+    figures = (figure(dataset.open(picture), f"{picture}, {100 * p:.0f} % sure")
+               for picture, p in shown[:PICTURES])
+    return f"{name} taken for {other}".replace("_", " "), f"{images} images", "<br/>", *figures
 
 
 def figure(picture, caption):
@@ -376,78 +308,26 @@ def figure(picture, caption):
             f"<figcaption>{escape(caption)}</figcaption></figure>")
 
 
-def curve(path):
-    """L and L_CLIP of each step as an inline drawing, "" where nothing was trained."""
-    rows = data.read_csv(path) if path.is_file() else []
-    lines = {name: averaged([float(row[name]) for row in rows]) for name in ("loss", "l_clip")}
-    values = [value for line in lines.values() for value in line]
-    if not values:
-        return ""
-    low, high = min(values), max(values)
-    drawn = "".join(polyline(lines[name], low, high, colour)
-                    for name, colour in (("loss", "#0072b2"), ("l_clip", "#d55e00")))
-    return (f'<h2>Training</h2><svg viewBox="0 0 400 160" role="img" aria-label="training curve">'
-            f'<text x="0" y="12" font-size="11">{high:.3g}</text>'
-            f'<text x="0" y="138" font-size="11">{low:.3g}</text>'
-            f'<text x="395" y="156" font-size="11" text-anchor="end">step {len(rows)}</text>'
-            f'<text x="60" y="156" font-size="11" fill="#0072b2">L, Eq. (7)</text>'
-            f'<text x="140" y="156" font-size="11" fill="#d55e00">L_CLIP</text>{drawn}</svg>')
-
-
-def averaged(values):
-    """At most POINTS finite numbers: means of equal stretches."""
-    size = -(-len(values) // POINTS) or 1
-    stretches = (values[i:i + size] for i in range(0, len(values), size))
-    return [sum(s) / len(s) for s in stretches if math.isfinite(sum(s))]
-
-
-def polyline(values, low, high, colour):
-    last, span = max(len(values) - 1, 1), (high - low) or 1
-    points = " ".join(f"{50 + 345 * i / last:.1f},{135 - 125 * (value - low) / span:.1f}"
-                      for i, value in enumerate(values))
-    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
-
-
-def details(path, settings):
-    """Prompts and settings as text; paths of the machine are left out."""
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    prompts = "".join(f"<li>{escape(prompt)}</li>" for prompt in told.get("prompts", []))
-    rows = [(name, value) for name, value in settings.items()
-            if name not in HIDDEN and value is not None]
-    rows += told.get("versions", {}).items()
-    listed = f"<h3>Prompts</h3><ul>{prompts}</ul>" if prompts else ""
-    return f"<h2>How it was made</h2>{listed}<h3>Settings</h3>{table(rows)}"
+def details(run, settings, dataset):
+    """What was trained on what, prompts and settings; paths of the machine are left out."""
+    told = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    backbone = settings["backbone"]
+    if backbone not in clip_model.MODELS:               # a weights file
+        backbone = Path(backbone).name
+    n = [count for count in settings["class_counts"] if count]
+    trained = (f"{sum(n)} images of {len(n)} classes, {max(n)} to {min(n)} a class "
+               f"({data.tau_words(settings.get('tau'))})" if n else "nothing that is known of")
+    rows = [("CLIP", f"{backbone}, frozen"), ("trained on", trained), ("split", dataset.split),
+            ("prompts", " ".join(told.get("prompts", ()))), *settings.items(),
+            *told.get("versions", {}).items()]
+    kept = [row for row in rows if row[0] not in HIDDEN and row[1] not in (None, "")]
+    return f"<h2>How it was made</h2>{table(kept)}"
 
 
 # The command line ------------------------------------------------------------------------------
 
-def own_parts(args, settings):
-    """{part: (dataset, labels, training images of each)} of the run's own dataset."""
-    dataset = evaluate.load_dataset(args.run, settings, args.data_root)
-    dataset.show_notes()
-    n = settings["class_counts"]
-    trained = n + [0] * (len(dataset.classnames) - len(n))
-    parts = evaluate.tested_classes(dataset, settings, args.classes)
-    return {part: (dataset, labels, [trained[k] for k in labels]) for part, labels in parts.items()}
-
-
-def target_parts(args, settings):
-    """The same of other datasets, each a part; a class was trained where its name was."""
-    counts = dict(zip(settings["trained_classes"], settings["class_counts"], strict=True))
-    parts = {}
-    for target in args.targets:
-        dataset = data.load(target, args.data_root or settings["data_root"])
-        if dataset.name in parts:
-            raise ValueError(f"two of --targets are named {dataset.name}, and each gets a folder "
-                             "of that name: report on them one at a time")
-        data.check_pictures(dataset, dataset.test, decode=False)
-        names = dataset.classnames
-        parts[dataset.name] = dataset, list(range(len(names))), [counts.get(n, 0) for n in names]
-    return parts
-
-
-def photo_parts(args, settings):
-    """The same of all pictures in a folder, none of which trained, as classes of the run.
+def photos(args, settings):
+    """A dataset of all pictures in a folder, none of which trained, as classes of the run.
 
     A class folder has the name that it had in training, or else that of a class.
     ValueError with all others; pictures that did train are warned of.
@@ -456,8 +336,11 @@ def photo_parts(args, settings):
     if not folder.is_dir():
         raise FileNotFoundError(f"--photos {folder}: no such folder; expected one with a "
                                 "sub-folder of pictures for each class")
-    label_of = {name: k for k, name in enumerate(names)}
-    label_of |= {key: k for key, k in trained_folders(args.run).items() if k < len(names)}
+    label_of, split = {name: k for k, name in enumerate(names)}, args.run / "split.json"
+    for name, label in data.read_split(split)[1]["train"] if split.is_file() else ():
+        top, *below = data.one_spelling(name).split("/")[:-1] or [""]
+        if label < len(names):
+            label_of[below[0] if top == "train" and below else top] = label
     _, found = data.read_folders(folder, notes)
     unknown = sorted({key for items in found.values() for _, key in items} - label_of.keys())
     if unknown:
@@ -469,56 +352,14 @@ def photo_parts(args, settings):
                                {"train": [], "val": [], "test": items},
                                f"all {len(items)} pictures of the folder", folder, notes)
     data.check_pictures(dataset, items)
-    dataset.show_notes()
-    twins = seen_in_training(dataset, args, settings)
-    if twins:
-        print(f"warning: {len(twins)} of these photos trained the run, byte for byte, first "
-              f"{twins[0]}: take them out, what trained is no test")
-    return {dataset.name: (dataset, list(range(len(names))), settings["class_counts"])}
-
-
-def trained_folders(run):
-    """{class folder: label} of the folder that a run was trained on, none where it was no folder.
-
-    They differ from the classes' names where these came from a file.
-    """
-    if not (run / "split.json").is_file():
-        return {}
-    _, parts = data.read_split(run / "split.json")
-    found = {}
-    for name, label in parts["train"]:
-        top, *below = data.one_spelling(name).split("/")[:-1] or [""]
-        found[below[0] if top == "train" and below else top] = label
-    return found
-
-
-def seen_in_training(dataset, args, settings):
-    """Pictures with the bytes of one that the run trained on, as far as those are still there."""
     drawn, place = args.run / "drawn.csv", Path(args.data_root or settings["dataset"])
     trained = [place / name for name in (evaluate.read_drawn(drawn) if drawn.is_file() else ())]
     sums = {clip_model.file_sha256(path) for path in trained if path.is_file()}
-    return [name for name, _ in dataset.test
-            if sums and clip_model.file_sha256(dataset.path(name)) in sums]
-
-
-def parse(argv=None):
-    p = data.Parser(description="What an evaluation says class by class, as files and as a page.")
-    add = p.add_argument
-    add("run", type=Path, help="folder that train.py made")
-    add("--out", type=Path, metavar="FILE.html", help="the page (evaluation/report.html in the "
-                                                      "run's folder; of other parts report-PART)")
-    add("--classes", choices=["base", "novel", "all"],
-        help="these only (base and novel, or all where the run was trained on all)")
-    add("--targets", nargs="+", metavar="DATASET", help="other datasets, all classes of each (the "
-                                                        "run's own)")
-    add("--photos", type=Path, metavar="FOLDER", help="all pictures of a folder, with a sub-folder "
-                                                      "for each of the run's classes")
-    evaluate.add_machine_options(add, data_root=None)
-    args = p.parse_args(argv)
-    if sum(map(bool, (args.targets, args.classes, args.photos))) > 1:
-        raise ValueError("--targets and --photos take all classes: leave out --classes, and give "
-                         "one of the two")
-    return args
+    twins = [name for name, _ in items if dataset.sha256(name) in sums]
+    if twins:
+        notes.append(f"{len(twins)} of these photos trained the run, byte for byte, first "
+                     f"{twins[0]}: take them out, what trained is no test")
+    return dataset
 
 
 def run(args):
@@ -526,32 +367,45 @@ def run(args):
         data.check_output("--out", args.out, [".html"])
     learner, settings = evaluate.load_run(args.run, *evaluate.machine(args),
                                           backbone=args.backbone)
-    if args.photos:
-        parts = photo_parts(args, settings)
-    else:
-        parts = (target_parts if args.targets else own_parts)(args, settings)
-    review = review_below
-    if args.photos:                             # of the run's own, how it does on other photos
+    if args.photos:                             # how the run's own threshold does on other photos
+        dataset = photos(args, settings)
+        parts = {dataset.name: list(range(len(dataset.classnames)))}
         review = functools.partial(reviewed, kept_threshold(args.run, settings))
-    frozen = {dataset.name: evaluate.FrozenFeatures(dataset, args.run.parent / "features")
-              for dataset, _, _ in parts.values()}
+    else:
+        dataset = evaluate.load_dataset(args.run, settings, args.data_root)
+        parts, review = evaluate.tested_classes(dataset, settings), review_below
+    dataset.show_notes()
+    counts = settings["class_counts"] + [0] * len(dataset.classnames)       # of novel classes 0
+    frozen = evaluate.FrozenFeatures(dataset, args.run.parent / "features")
     folder, found = args.run / "evaluation", {}
-    for part, (dataset, labels, counts) in parts.items():
+    for part, labels in parts.items():
         print(f"\n{settings['label']} on {dataset.name}, {part}, split: {dataset.split}")
         names, items = [dataset.classnames[k] for k in labels], data.select(dataset.test, labels)
-        result, p, plain = evaluate.evaluate_classes(learner, dataset, labels, frozen[dataset.name])
-        facts = result | judge(names, counts, items, p, plain, review)
-        write_files(folder / part, names, facts)
-        show(facts)
-        found[part] = dataset, facts
-    which = "".join(f"-{part}" for part in parts if args.photos or args.targets or args.classes)
+        result, p, plain = evaluate.evaluate_classes(learner, dataset, labels, frozen)
+        found[part] = result | judge(names, [counts[k] for k in labels], items, p, plain, review)
+        found[part]["logit_adjust"] = settings.get("logit_adjust")
+        write_files(folder / part, names, found[part])
+        confused = ", ".join(f"{name} taken for {other} ({images})"
+                             for name, other, images in found[part]["confusions"])
+        for name, words in [*rows_of(found[part]), ("most confused", confused)]:
+            print(f"{name:18} {words}")
+    which = f"-{dataset.name}" * bool(args.photos)      # beside the run's own page
     page = args.out or folder / f"report{which}.html"
-    data.write(page, page_of(args.run, settings, found))
+    data.write(page, page_of(args.run, settings, dataset, found))
     print(f"per-class recall, predictions and confusion: {folder}\nreport: {page}")
 
 
 def main(argv=None):
-    return data.run_script(lambda: run(parse(argv)), "interrupted; run it again for the rest")
+    p = data.Parser(description="What an evaluation says class by class, as files and as a page.")
+    add = p.add_argument
+    add("run", type=Path, help="folder that train.py made")
+    add("--out", type=Path, metavar="FILE.html", help="the page (evaluation/report.html in the "
+                                                      "run's folder; of photos report-all-of-...)")
+    add("--photos", type=Path, metavar="FOLDER", help="all pictures of a folder, with a sub-folder "
+                                                      "for each class (the run's test images)")
+    evaluate.add_machine_options(add, data_root=None)
+    return data.run_script(lambda: run(p.parse_args(argv)),
+                           "interrupted; run it again for the rest")
 
 
 if __name__ == "__main__":

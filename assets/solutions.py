@@ -26,13 +26,7 @@ def lc_sum(g):
     """Eq. (5) as printed, a sum, with E_W = 1: g (K, d) -> a number. Loops are fine."""
     K = len(g)
     mu = -1 / (K - 1)
-    total = 0.0
-    for i in range(K):
-        for j in range(K):
-            if i != j:
-                cosine = sum(g[i][n] * g[j][n] for n in range(len(g[i])))
-                total += (cosine - mu) ** 2
-    return total
+    return sum((g[i] @ g[j] - mu) ** 2 for i in range(K) for j in range(K) if i != j)
 
 
 def delta_lcd(g):

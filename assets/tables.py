@@ -50,13 +50,9 @@ RESULT = {"dataset": str, "method": str, "npt": bool, "tau": float, "seed": int,
 TARGET = {"accuracy": float, "zeroshot": float, "official_split": bool}
 
 
-def read_json(path):
-    """A JSON object in a run's folder. ValueError, one line, for any other file."""
-    return checked(path.name, train.read_json(path), {})
-
-
 def checked(name, facts, kinds):
-    """The same facts, each of its kind; numbers from 0 to 100, weights above too. Or ValueError."""
+    """The same facts, each of its kind; numbers from 0 to 100, weights above too. ValueError, one
+    line, for any others and for what is no JSON object."""
     if not isinstance(facts, dict):
         raise ValueError(f"{name} holds no JSON object")
     accuracies = {key: float for key in ACCURACIES if facts.get(key) is not None}
@@ -83,35 +79,34 @@ def run_folders(folder, seen):
 
 def read_numbers(folder, result, task):
     """{column: (tuned %, zero-shot %, what is known of the images)}, the source first."""
-    def images(tested, split):
-        return {"test_images": tested.get("test_images"), "official_split": split["official_split"]}
-
     zeroshot = checked("result.json: zeroshot", result["zeroshot"], {})
     own = "harmonic_mean" if task == "base-to-novel" else "all"
-    columns = {result["dataset"]: (result.get(own), zeroshot.get(own), images(result, result))}
+    facts = {name: result.get(name) for name in ("test_images", "official_split")}
+    columns = {result["dataset"]: (result.get(own), zeroshot.get(own), facts)}
     path = folder / "evaluation" / f"{task}.json"
     if task == "base-to-novel":
         return columns
     if not path.exists():                                   # a run for another table
         return {}
-    found = checked(path.name, read_json(path), {"results": dict})
+    found = checked(path.name, train.read_json(path), {"results": dict})
     for target, numbers in found["results"].items():
         checked(f"{path.name}: {target}", numbers, TARGET)
-        pair = numbers["accuracy"], numbers["zeroshot"]
-        columns.setdefault(Path(target).name, (*pair, images(found, numbers)))
+        facts = {"test_images": found.get("test_images")}
+        facts["official_split"] = numbers["official_split"]
+        columns.setdefault(Path(target).name, (numbers["accuracy"], numbers["zeroshot"], facts))
     return columns
 
 
 def read_run(folder, task):
     """What a run says of a task. ValueError, one line, where its files are missing or damaged."""
-    result = read_json(folder / "result.json")
+    result = checked("result.json", train.read_json(folder / "result.json"), {})
     if result.get("tau", 1) is None:
         raise ValueError("no tau is known of it, which has its folder's own counts, or comes from "
                          "a checkpoint")
     result = checked("result.json", result, RESULT)
     facts = dict.fromkeys(GONE, 1.0) | result
     if (folder / "run.json").exists():                      # it holds every option
-        facts |= read_json(folder / "run.json") | result
+        facts |= checked("run.json", train.read_json(folder / "run.json"), {}) | result
     variant = ("off", "lc", "mi", "on")[(result["w1"] > 0) + 2 * (result["w2"] > 0)]
     unused = (*NPT_ALONE, *GONE) if variant == "off" else ()
     known = {row[0]: name for name, row in clip_model.MODELS.items()}   # wherever its file lies
@@ -120,7 +115,7 @@ def read_run(folder, task):
     marks += "o" * (task != "base-to-novel" and result["dataset"] != "imagenet")
     return {"folder": folder, "row": (float(result["tau"]), result["method"], variant),
             "seed": (result["seed"], result["draw_seed"]), "marks": marks,
-            "dataset": result["dataset"], "backbone": backbone,
+            "dataset": result["dataset"], "backbone": backbone, "result": result,
             "setting": {name: facts.get(name) for name in TRAINING if name not in unused},
             "numbers": read_numbers(folder, result, task)}
 
@@ -372,12 +367,11 @@ def make_table(number, folders, form="text"):
     legend = [f"{mark}: {words}" for mark, words in MARKS.items() if mark in used]
     notes = list(dict.fromkeys(legend + notes))
     if form == "csv":
+        rows = [[f"{value:.2f}" if type(value) is float and name != "tau" else value
+                 for name, value in r.items()] for r in records]
+        rows += [["note", number, *[""] * (len(records[0]) - 3), note] for note in notes]
         text = io.StringIO()
-        writer = csv.DictWriter(text, records[0], restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: f"{value:.2f}" if type(value) is float and name != "tau" else value
-                          for name, value in r.items()} for r in records)
-        writer.writerows({"kind": "note", "table": number, "marks": note} for note in notes)
+        csv.writer(text, lineterminator="\n").writerows([[*records[0]], *rows])
         return text.getvalue()
     draw = {"text": evaluate.table, "markdown": markdown}[form]
     title = f"Table {number}: {SHOWN[number]}, %.\n{LEGEND}"

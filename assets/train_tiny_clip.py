@@ -115,39 +115,24 @@ def zero_shot(clip, specs, pictures):
     return 100 * right[~unseen].float().mean().item(), 100 * right[unseen].float().mean().item()
 
 
-def draw_pool(args, generator):
-    """The pre-training set and a test set -> (specs, pictures as bytes), (specs, pictures)."""
-    specs = world.random_specs(args.pictures, generator)
-    pool = torch.cat([(255 * world.draw_pictures(s, generator)).byte() for s in specs.split(1000)])
-    columns = [torch.randint(len(a), (2000,), generator=generator) for a in world.ATTRIBUTES]
-    test_specs = torch.stack(columns, dim=1)
-    test = (world.draw_pictures(test_specs, generator) - MEAN) / STD
-    return (specs, pool), (test_specs, test)
-
-
-def batches(specs, args, generator):
-    """The batches, as places in the set; every other one, by chance, shows a single colour."""
-    everything = torch.arange(len(specs))
-    by_colour = [(specs[:, world.COLOUR] == c).nonzero()[:, 0] for c in range(len(world.COLOURS))]
-    groups = by_colour + [everything] * len(by_colour)
-    for _ in range(args.steps):
-        among = groups[torch.randint(len(groups), (1,), generator=generator).item()]
-        yield among[torch.randint(len(among), (args.batch_size,), generator=generator)]
-
-
 def train(clip, pretraining, test, args, generator, say):
     """AdamW, weight decay on matrices only, with a warm-up of 200 steps and a cosine to 0.
 
-    `say` gets a line about every 200th step. ValueError where the loss is not finite.
+    pretraining     specs (N, 5), pictures (N, 3, 32, 32) in bytes; test: specs, normalised pictures
+    say             gets a line about every 200th step. ValueError where the loss is not finite.
     """
     specs, pool = pretraining
+    one_colour = [(specs[:, world.COLOUR] == c).nonzero()[:, 0] for c in range(len(world.COLOURS))]
+    places = one_colour + [torch.arange(len(specs))] * len(one_colour)      # half and half
     groups = [{"params": [p for p in clip.parameters() if p.ndim > 1], "weight_decay": .05},
               {"params": [p for p in clip.parameters() if p.ndim <= 1], "weight_decay": 0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(.9, .98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (
         min(1, step / 200) * .5 * (1 + math.cos(math.pi * step / args.steps))))
     start, since = time.time(), []                          # losses since the last report
-    for step, chosen in enumerate(batches(specs, args, generator), start=1):
+    for step in range(1, args.steps + 1):
+        among = places[torch.randint(len(places), (1,), generator=generator).item()]
+        chosen = among[torch.randint(len(among), (args.batch_size,), generator=generator)]
         tokens, mentioned = write_captions(specs[chosen], generator)
         pictures = (pool[chosen] / 255 - MEAN) / STD
         loss = contrastive_loss(clip, pictures, tokens, specs[chosen], mentioned)
@@ -167,16 +152,6 @@ def train(clip, pretraining, test, args, generator, say):
             since = []
 
 
-def weights(clip):
-    """Half-precision weights as the bytes of a file. ValueError where they are not finite."""
-    state = {n: t.detach().half() for n, t in clip.state_dict().items()}
-    broken = [name for name, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(f"{broken[0]} is no longer finite: try a smaller lr")
-    state["token_embedding.words"] = WORDS          # whose vectors these are; other words read as 0
-    return clip_model.as_bytes(state)
-
-
 def run(out):
     """The whole job: the model and its log beside it; what can't be saved is refused first."""
     log, args, lines = out.with_suffix(".log"), SETTINGS, []
@@ -192,13 +167,21 @@ def run(out):
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     start = time.time()
-    pretraining, test = draw_pool(args, generator)
+    specs = world.random_specs(args.pictures, generator)
+    pool = torch.cat([(255 * world.draw_pictures(s, generator)).byte() for s in specs.split(1000)])
+    tests = world.any_specs(2000, generator)
+    test = tests, (world.draw_pictures(tests, generator) - MEAN) / STD
     say(f"{args.pictures} pictures drawn in {time.time() - start:.0f} s")
     clip = new_clip(args)
     numbers = sum(p.numel() for n, p in clip.named_parameters() if "token" not in n)
     say(f"{numbers:,} parameters without the word vectors")
-    train(clip, pretraining, test, args, generator, say)
-    model = weights(clip)
+    train(clip, (specs, pool), test, args, generator, say)
+    state = {n: t.detach().half() for n, t in clip.state_dict().items()}
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} is no longer finite: try a smaller lr")
+    state["token_embedding.words"] = WORDS          # whose vectors these are; other words read as 0
+    model = clip_model.as_bytes(state)
     say(f"{out.name}: {len(model):,} bytes, {len(WORDS)} words, "
         f"SHA-256 {hashlib.sha256(model).hexdigest()}")
     data.write(out, model)

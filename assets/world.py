@@ -68,8 +68,8 @@ POLYGONS = {
     "cross": [(-.27, -.95), (.27, -.95), (.27, -.27), (.95, -.27), (.95, .27), (.27, .27),
               (.27, .95), (-.27, .95), (-.27, .27), (-.95, .27), (-.95, -.27), (-.27, -.27)],
     "bolt": [(.25, 1.0), (-.6, -.1), (-.05, -.1), (-.3, -1.0), (.6, .15), (.05, .15)],
+    "heart": [(-.8, .1), (-.42, .33), (0, .5), (.42, .33), (.8, .1), (0, -.9)],     # less its lobes
 }
-POINT_OF_HEART = [(-.8, .1), (-.42, .33), (0, .5), (.42, .33), (.8, .1), (0, -.9)]
 
 
 def _inside(shape, p):
@@ -84,7 +84,7 @@ def _inside(shape, p):
         return torch.minimum(_disc(p, .68, 0, 1.15), _disc(p, -.68, 0, 1.15))
     if shape == "heart":
         lobes = torch.maximum(_disc(p, .42, .33, .48), _disc(p, -.42, .33, .48))
-        return torch.maximum(lobes, _polygon(p, POINT_OF_HEART))
+        return torch.maximum(lobes, _polygon(p, POLYGONS[shape]))
     return _polygon(p, POLYGONS[shape])
 
 
@@ -148,16 +148,12 @@ def draw_pictures(specs, generator, sketch=False, max_turn=20):
 def caption(spec, mentioned):
     """spec (5,) and what to mention (5,) -> "small red striped star on black" and the like."""
     shape, colour, pattern, background, size = (
-        values[i] for values, i in zip(ATTRIBUTES, spec, strict=True))
-    words = [word for word, said in ((size, mentioned[SIZE_OF]), (colour, mentioned[COLOUR]),
-                                     (pattern, mentioned[PATTERN])) if said]
-    words.append(shape if mentioned[SHAPE] else "shape")
-    if mentioned[BACKGROUND]:
-        words += ["on", background]
-    return " ".join(words)
+        values[i] * bool(said) for values, i, said in zip(ATTRIBUTES, spec, mentioned, strict=True))
+    words = [size, colour, pattern, shape or "shape", background and f"on {background}"]
+    return " ".join(filter(None, words))
 
 
-def _any_specs(n, generator):
+def any_specs(n, generator):
     """n specs (n, 5), every attribute uniform."""
     columns = [torch.randint(len(a), (n,), generator=generator) for a in ATTRIBUTES]
     return torch.stack(columns, dim=1)
@@ -165,7 +161,7 @@ def _any_specs(n, generator):
 
 def random_specs(n, generator):
     """n specs, uniform over the world but for the UNSEEN pairs."""
-    specs = _any_specs(4 * n, generator)
+    specs = any_specs(4 * n, generator)
     unseen = torch.zeros(len(SHAPES), len(COLOURS), dtype=torch.bool)
     unseen[tuple(torch.tensor(sorted(UNSEEN)).T)] = True
     return specs[~unseen[specs[:, SHAPE], specs[:, COLOUR]]][:n]
@@ -173,25 +169,12 @@ def random_specs(n, generator):
 
 # ----------------------------------------------------------------------------------------- datasets
 
-def _pairs(unseen):
-    """Colour-shape pairs for half of the main dataset: 12, spread over all shapes and colours."""
-    pairs = [pair for pair in PAIRS if (pair in UNSEEN) == unseen]
-    return [pairs[i * len(pairs) // 12] for i in range(12)]
-
-
-def _as_specs(classes, n, generator):
-    """n specs for each class {attribute column: value}; what a class leaves open is random."""
-    specs = _any_specs(len(classes) * n, generator)
-    for i, fixed in enumerate(classes):
-        for column, value in fixed.items():
-            specs[i * n:(i + 1) * n, column] = value
-    return specs
-
-
 def _classes(label_space):
     """-> class names and, for each, the attributes that it fixes."""
     if label_space == "pairs":
-        pairs = _pairs(unseen=False) + _pairs(unseen=True)              # base, then novel
+        pairs = []
+        for some in ([p for p in PAIRS if p not in UNSEEN], sorted(UNSEEN)):    # base, then novel
+            pairs += [some[i * len(some) // 12] for i in range(12)]     # over all shapes, colours
         return ([f"{list(COLOURS)[c]} {SHAPES[s]}" for s, c in pairs],
                 [{SHAPE: s, COLOUR: c} for s, c in pairs])
     if label_space == "shapes":
@@ -246,7 +229,10 @@ def draw(name):
     splits, images = {"val": []}, {}
     max_turn = 180 if style == "rotated" else 20
     for part, n in (("train", 32), ("test", 50)):
-        specs = _as_specs(fixed, n, generator)
+        specs = any_specs(len(fixed) * n, generator)        # what a class leaves open is random
+        for i, attributes in enumerate(fixed):
+            for column, value in attributes.items():
+                specs[i * n:(i + 1) * n, column] = value
         pictures = draw_pictures(specs, generator, sketch=style == "sketch", max_turn=max_turn)
         pictures = _restyle(pictures, style, generator).clamp(0, 1)
         pixels = (255 * pictures).byte().permute(0, 2, 3, 1).numpy()
@@ -261,25 +247,21 @@ def draw(name):
 
 def contact_sheet():
     """A test picture of every class of every dataset, with whole names below it, as one image."""
-    wide, scale, gap, head, foot = 12, 2, 6, 24, 28     # foot: room for a name's two words
-    cell = SIZE * scale
+    wide, gap, head, foot = 12, 6, 24, 28               # foot: room for a name's two words
+    cell = 2 * SIZE
     width = gap + wide * (cell + gap)
     sheet = Image.new("RGB", (width, len(DATASETS) * (head + 2 * (cell + foot))), "white")
-    pen = ImageDraw.Draw(sheet)
-    y = 0
+    pen, y = ImageDraw.Draw(sheet), 0
     for name, (_, _, words) in DATASETS.items():
         classnames, splits, images = draw(name)
         pen.text((gap, y + 4), f"{name}: {words}", fill="black", font_size=12)
-        y += head
         first = {label: picture for picture, label in reversed(splits["test"])}
         for k, classname in enumerate(classnames):
-            x = gap + k % wide * (cell + gap)
-            if k and k % wide == 0:
-                y += cell + foot
-            sheet.paste(images[first[k]].resize((cell, cell), Image.NEAREST), (x, y))
-            pen.multiline_text((x + cell / 2, y + cell), classname.replace(" ", "\n"), fill="black",
-                               font_size=10, spacing=1, anchor="ma", align="center")
-        y += cell + foot
+            x, top = gap + k % wide * (cell + gap), y + head + k // wide * (cell + foot)
+            sheet.paste(images[first[k]].resize((cell, cell), Image.NEAREST), (x, top))
+            pen.multiline_text((x + cell / 2, top + cell), classname.replace(" ", "\n"),
+                               fill="black", font_size=10, spacing=1, anchor="ma", align="center")
+        y = top + cell + foot
     return sheet.crop((0, 0, width, y))
 
 

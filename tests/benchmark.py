@@ -24,7 +24,6 @@ them. "kernels" is the time for which a GPU was busy.
 """
 import argparse
 import contextlib
-import csv
 import json
 import statistics
 import subprocess
@@ -32,7 +31,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -92,12 +91,10 @@ def random_clip(device, dtype):
 WHOLE_PROMPTS = textbook.text_prompts
 
 
-def cut_prompts(whole=WHOLE_PROMPTS):
+def cut_prompts(*args):
     """textbook.text_prompts, cut behind the longest prompt's end token: none sees a later one."""
-    def shorter(*args):
-        t, ends = whole(*args)
-        return t[:, :int(ends.max()) + 1], ends
-    return shorter
+    t, ends = WHOLE_PROMPTS(*args)
+    return t[:, :int(ends.max()) + 1], ends
 
 
 def learner_of(method, K, dtype, device):
@@ -152,27 +149,30 @@ def measure(kind, method, K, batch, form, dtype, device):
     return time_of(jobs[kind], device)
 
 
+def seconds_of(job, times=1, device="cpu"):
+    """A call's seconds, the mean of so many."""
+    start = time.perf_counter()
+    for _ in range(times):
+        job()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / times
+
+
 def time_of(job, device):
     """-> {"seconds": the median, after a warm-up; on a GPU "kernels" and "launches" too}.
 
     A long job is measured once and is its warm-up.
     """
-    def timed(times=1):
-        start = time.perf_counter()
-        for _ in range(times):
-            job()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / times
-
-    seconds = timed()
+    seconds = seconds_of(job, 1, device)
     if seconds < 20:
         times = 8 if device == "cuda" else 1            # as in training: nothing waits in between
-        seconds = statistics.median(timed(times) for _ in range(2 if seconds > 5 else 5))
+        again = 2 if seconds > 5 else 5
+        seconds = statistics.median(seconds_of(job, times, device) for _ in range(again))
     if device != "cuda":
         return {"seconds": seconds}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        timed()
+        seconds_of(job, 1, device)
     kernels = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
     return {"seconds": seconds, "kernels": sum(e.device_time_total for e in kernels) / 1e6,
             "launches": len(kernels)}
@@ -196,7 +196,7 @@ def measure_command(command, form, dtype, device):
                  "--out", f"{folder}/run"]
         if "eurosat" in words:
             small_runs.eurosat(Path(folder), split=True, n=15)
-            clip_model.load = lambda name, device, dtype: random_clip(device, dtype)
+            clip_model.load = lambda name, device, dtype, *_: random_clip(device, dtype)
         with contextlib.redirect_stdout(sys.stderr):
             if train.main([*words, "--data-root", folder]):
                 raise ValueError(f"{command} did not end well")
@@ -231,10 +231,8 @@ def measure_start(kind, where, form, dtype, device):
                      f"{folder}/random.pt", "--method", "maple", "--npt", "--shots", "1",
                      "--epochs", "1", "--precision", dtype, "--device", device, "--seed", *seeds,
                      "--out", f"{folder}/{len(seeds)}"]
-            start = time.perf_counter()
-            subprocess.run([sys.executable, train.__file__, *words], check=True,
-                           capture_output=True)
-            took.append(time.perf_counter() - start)
+            took.append(seconds_of(partial(subprocess.run, [sys.executable, train.__file__, *words],
+                                           check=True, capture_output=True)))
     more = took[1] - took[0]
     return {"seconds": more if where == "in a grid" else took[0] - more}
 
@@ -251,7 +249,7 @@ def peak_memory(device):
 
 def measure_here(*case):
     """Seconds and megabytes of a case, form, precision and device."""
-    textbook.text_prompts = cut_prompts() if "cut" in case else WHOLE_PROMPTS
+    textbook.text_prompts = cut_prompts if "cut" in case else WHOLE_PROMPTS
     if case[-1] == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -274,12 +272,14 @@ def in_own_process(*case):
 def matrix_rate(dtype):
     """Operations a second of one matrix product of the towers' size, the ceiling for any form."""
     a, b = (torch.randn(n, 768).to(dtype) for n in (800, 3072))
-    times = []
-    for _ in range(30):
-        start = time.perf_counter()
-        a @ b.T
-        times.append(time.perf_counter() - start)
-    return 2 * 800 * 768 * 3072 / min(times)
+    return 2 * 800 * 768 * 3072 / min(seconds_of(lambda: a @ b.T) for _ in range(30))
+
+
+@cache
+def tree_nodes(K):
+    """Tokens in the tree of K classes' prompts."""
+    prompt_ids = [[0] * 7 + clip_model.prompt_ids(name + ".")[1:] for name in class_names(K)]
+    return len({tuple(ids[:n + 1]) for ids in prompt_ids for n in range(len(ids))})
 
 
 def floor_operations(kind, method, K, batch):
@@ -288,11 +288,7 @@ def floor_operations(kind, method, K, batch):
     These are all image tokens, and each name token once. A layer has 12 w^2 weights; of the last
     one, tokens that are not read need the 2 w^2 of keys and values only.
     """
-    prompt_ids = [[0] * 7 + clip_model.prompt_ids(name + ".")[1:] for name in class_names(K)]
-    nodes = len({tuple(ids[:n + 1]) for ids in prompt_ids for n in range(len(ids))})
-    if kind == "images":
-        nodes = 0
-    layers = 11 + 2 / 12
+    layers, nodes = 11 + 2 / 12, 0 if kind == "images" else tree_nodes(K)
     text = nodes * layers * 12 * 512 ** 2 * 2 * (batch if method == "cocoop" else 1)
     image = batch * 197 * layers * 12 * 768 ** 2 * 2
     if kind != "step":
@@ -318,27 +314,22 @@ def kinds_of(case, args):
     """[(form, precision)] in which a case is measured."""
     if case in PARTS:
         return [("fast", args.precisions[0])]
-    baselines = [] if case[0] == "images" else FORMS[:2]
-    if case in TOO_LARGE:
-        baselines = FORMS[1:2]
-    ours = ["fast"]
-    if args.device == "cuda":
-        ours = ["fast", "graphed"] if case[0] == "step" else ["fast"]
-        if case[0] in COMMANDS:
-            return []
-    kinds = [(form, "float32") for form in baselines]
-    kinds += [(form, dtype) for form in ours for dtype in args.precisions]
+    if case[0] in COMMANDS and args.device == "cuda":
+        return []
+    forms = ["textbook"] * (case not in TOO_LARGE) + ["cut"]
+    kinds = [(form, "float32") for form in forms if case[0] != "images"]
+    forms = ["fast"] + ["graphed"] * (args.device == "cuda" and case[0] == "step")
+    kinds += [(form, dtype) for form in forms for dtype in args.precisions]
     return [kind for kind in kinds if kind[0] in args.forms]
 
 
 def measured(case, args, rates):
     """The rows of one case, measured --rounds times by turns."""
-    kinds = kinds_of(case, args)
+    kinds, rows = kinds_of(case, args), []
     measure_one = measure_here if args.device == "cuda" else in_own_process
     rounds = [[measure_one(*case, *kind, args.device) for kind in kinds]
               for _ in range(args.rounds)]
-    rows = []
-    for (form, dtype), same in zip(kinds, zip(*rounds, strict=True), strict=True):
+    for (form, dtype), *same in zip(kinds, *rounds, strict=True):
         means = {name: statistics.mean(m[name] for m in same) for name in same[0]}
         row = dict.fromkeys(COLUMNS, "") | {
             "case": title(case), "form": form, "dtype": dtype,
@@ -354,56 +345,36 @@ def measured(case, args, rates):
 
 # speed.csv and the table of speed.md -----------------------------------------------------------
 
+TITLES = {"images": "image tower, {3} images", "decoding": "decoding of one JPEG, {1} pixels",
+          "start": "a run without its steps and images, {1}", **dict.fromkeys(COMMANDS, "{}")}
+
+
 def title(case):
-    if len(case) == 1 or case[0] in COMMANDS:
-        return case[0]
-    if case[0] == "images":
-        return f"image tower, {case[-1]} images"
-    if case[0] == "decoding":
-        return f"decoding of one JPEG, {case[1]} pixels"
-    if case[0] == "start":
-        return f"a run without its steps and images, {case[1]}"
-    return "{}, {}, {} classes, {} images".format(*case)
-
-
-def on_gpu(row):
-    return row["processor"].startswith("GPU")
+    return TITLES.get(case[0], "{}, {}, {} classes, {} images").format(*case)
 
 
 def key(row):
-    """What a row is of: another with the same key replaces it."""
-    return row["case"], row["form"], row["dtype"], on_gpu(row)
-
-
-def read_rows():
-    """All rows of speed.csv."""
-    if not CSV.exists():
-        return []
-    with open(CSV, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
-            raise ValueError(f"{CSV}: expected the columns {', '.join(COLUMNS)}")
-        return list(reader)
+    """What a row is of, a GPU or not last: another with the same key replaces it."""
+    return row["case"], row["form"], row["dtype"], row["processor"].startswith("GPU")
 
 
 def save(rows):
     """speed.csv and the table of speed.md, the cases in the order of ALL."""
     order = [title(case) for case in ALL]
     rows = sorted((row for row in rows if row["case"] in order), key=lambda row: (
-        on_gpu(row), order.index(row["case"]), FORMS.index(row["form"])))
+        key(row)[-1], order.index(row["case"]), FORMS.index(row["form"])))
     text = page(rows)
     data.write_csv(CSV, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
     data.write(PAGE, text)
 
 
 def page(rows):
-    """speed.md with its table, and what belongs to it, of these rows; the prose as it stands."""
-    if not rows:
-        raise ValueError(f"{CSV.name} holds no measurement: leave out --page to make them")
+    """speed.md with its tables, and what belongs to them, of these rows; the prose as it stands."""
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     made = [n for n, line in enumerate(lines) if line.startswith(("| ", "- ", "  "))]
-    here, there = ([row for row in rows if on_gpu(row) == gpu] for gpu in (False, True))
-    tables = [table(here), "", remarks(here), "", gpu_table(there), "", gpu_remarks(there)]
+    at = {key(row): row for row in rows}
+    here, there = ([row for row in rows if key(row)[-1] == gpu] for gpu in (False, True))
+    tables = [drawn(table(at)), "", remarks(here), "", drawn(gpu_table(at)), "", gpu_remarks(there)]
     return "\n".join([*lines[:made[0]], *tables, *lines[made[-1] + 1:], ""])
 
 
@@ -422,91 +393,82 @@ def ratios(slow, fast):
     return [f"{float(slow[unit]) / float(fast[unit]):.1f}x" for unit in ("seconds", "megabytes")]
 
 
-def table(rows):
+def table(at):
     """Of the CPU, a line for each case: both baselines, float32 and bfloat16."""
-    at = {key(row): row for row in rows}
-    lines = [["case", "textbook", "cut", "float32", "time", "memory", "bfloat16", "time", "memory"]]
+    yield "case", "textbook", "cut", "float32", "time", "memory", "bfloat16", "time", "memory"
     for case in ALL[:-len(PARTS)]:
         name = title(case)
-        slow, cut = (at.get((name, form, "float32", False)) for form in FORMS[:2])
-        exact, half = (at.get((name, "fast", dtype, False)) for dtype in PRECISIONS[:2])
-        baselines = ["-" if case in TOO_LARGE else cell(slow), cell(cut)]
-        lines.append([f"training of `{name}`" if case[0] in COMMANDS else name,
-                      *(["-", "-"] if case[0] == "images" else baselines),
-                      cell(exact), *ratios(slow, exact), cell(half), *ratios(slow, half)])
-    return drawn(lines)
+        slow, cut, exact = (at.get((name, form, "float32", False)) for form in FORMS[:3])
+        half = at.get((name, "fast", "bfloat16", False))
+        yield (f"training of `{name}`" if case[0] in COMMANDS else name,
+               "-" if case in TOO_LARGE or case[0] == "images" else cell(slow),
+               "-" if case[0] == "images" else cell(cut),
+               cell(exact), *ratios(slow, exact), cell(half), *ratios(slow, half))
 
 
-def gpu_table(rows):
-    """Of a GPU, a line for each case, in milliseconds.
-
-    The floor is taken at the rate that the image tower reaches.
-    """
-    at = {(row["case"], row["form"], row["dtype"]): row for row in rows}
-    lines = [["on a GPU: ms", "textbook", "cut", "plain", "graphed", "kernels", "launches", "floor",
-              "images/s"]]
-    tower = at.get((title(CASES[-1]), "fast", "float16"))
+def gpu_table(at):
+    """Of a GPU, a line for each case, in milliseconds; the floor at the image tower's rate."""
+    yield ("on a GPU: ms", "textbook", "cut", "plain", "graphed", "kernels", "launches", "floor",
+           "images/s")
+    tower = at.get((title(CASES[-1]), "fast", "float16", True))
     for case in CASES:
-        forms = [at.get((title(case), form, "float32")) for form in FORMS[:2]]
-        forms += [at.get((title(case), form, "float16")) for form in FORMS[2:]]
-        shown = [f"{1000 * float(row['seconds']):.1f}" if row else "-" for row in forms]
+        forms = [at.get((title(case), form, dtype, True))
+                 for form, dtype in zip(FORMS, ["float32"] * 2 + ["float16"] * 2, strict=True)]
         best = forms[3] or forms[2]
         if best is None:
-            lines.append([title(case), *["not run"] * 8])
+            yield title(case), *["not run"] * 8
             continue
+        floor = "not run"
+        if tower:
+            share = floor_operations(*case) / floor_operations(*CASES[-1])
+            floor = f"{1000 * share * float(tower['seconds']):.1f}"
         rate = "-" if case[0] == "step" else f"{case[-1] / float(best['seconds']):,.0f}"
-        lines.append([title(case), *shown, f"{1000 * float(best['kernels']):.1f}",
-                      f"{float(best['launches']):.0f}", floor(case, tower), rate])
-    return drawn(lines)
+        shown = [f"{1000 * float(row['seconds']):.1f}" if row else "-" for row in forms]
+        yield (title(case), *shown, f"{1000 * float(best['kernels']):.1f}",
+               f"{float(best['launches']):.0f}", floor, rate)
 
 
-def floor(case, tower):
-    """Milliseconds of a case's floor, where the image tower was measured."""
-    if tower is None:
-        return "not run"
-    rate = floor_operations(*CASES[-1]) / float(tower["seconds"])
-    return f"{1000 * floor_operations(*case) / rate:.1f}"
-
-
-def drawn(lines):
+def drawn(rows):
     """Rows of words as a table of Markdown."""
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "| --- " * (lines[0].count(" | ") + 1) + "|", *lines[1:]])
 
 
-def gpu_remarks(rows):
-    """Which GPU it was, and what the columns are."""
-    places = dict.fromkeys(f"{row['processor']}, torch {row['torch']}" for row in rows)
-    lines = [f"{'; '.join(places) or 'No GPU'}. Both baselines in float32, the others in float16. "
-             '"kernels" is the time for which the GPU was busy; it and "launches" belong to the '
-             "graphed form, else to the plain one. The floor is taken at the rate that the image "
-             "tower reaches."]
-    return bullets(lines)
-
-
-def bullets(lines):
+def bullets(*lines):
     return "\n".join(textwrap.fill(line, 100, initial_indent="- ", subsequent_indent="  ",
                                    break_on_hyphens=False) for line in lines)
 
 
-def remarks(rows):
-    """Where the rows were measured, at which rates the floors are taken, and notes on rows."""
-    places = {}                                         # where: the cases measured there
+def places(rows):
+    """Where the rows were measured; of several places which cases in each."""
+    found = {}
     for row in rows:
         where = f"{row['processor']}, torch {row['torch']}"
-        places.setdefault(where, {})[row["case"]] = None
-    if len(places) > 1:
-        places = [f"{where} ({', '.join(cases)})" for where, cases in places.items()]
+        found.setdefault(where, {})[row["case"]] = None
+    return "; ".join(where + f" ({', '.join(cases)})" * (len(found) > 1)
+                     for where, cases in found.items())
+
+
+def gpu_remarks(rows):
+    """Which GPU it was, and what the columns are."""
+    return bullets(
+        f"{places(rows) or 'No GPU'}. Both baselines in float32, the others in float16. "
+        '"kernels" is the time for which the GPU was busy; it and "launches" belong to the graphed '
+        "form, else to the plain one. The floor is taken at the rate that the image tower reaches.")
+
+
+def remarks(rows):
+    """Where the rows were measured, at which rates the floors are taken, and notes on rows."""
     at = {dtype: dict.fromkeys(row["rate"] for row in rows if row["dtype"] == dtype and row["rate"])
           for dtype in PRECISIONS}
     rates = " and ".join(f"{' or '.join(found)} in {dtype}" for dtype, found in at.items() if found)
-    lines = [f"Measured on {'; '.join(places)}. Memory is the peak of the whole process. Such "
-             "machines are noisy.",
-             "The floor is what the linear layers need at the rate of one large matrix product, "
-             f"measured in the same run: billions of operations a second, {rates}."]
-    lines += [f"{row['case']}, {row['form']}, {row['dtype']}: {row['note']}."
-              for row in rows if row["note"]]
-    return bullets(lines)
+    return bullets(
+        f"Measured on {places(rows)}. Memory is the peak of the whole process. Such machines are "
+        "noisy.",
+        "The floor is what the linear layers need at the rate of one large matrix product, "
+        f"measured in the same run: billions of operations a second, {rates}.",
+        *(f"{row['case']}, {row['form']}, {row['dtype']}: {row['note']}."
+          for row in rows if row["note"]))
 
 
 # The command line ------------------------------------------------------------------------------
@@ -527,10 +489,9 @@ def parse(argv=None):
     p.add_argument("--page", action="store_true", help="only make the table from speed.csv")
     p.add_argument("--one", help=argparse.SUPPRESS)
     args = p.parse_args(argv)
-    args.precisions = args.precisions or {"cpu": PRECISIONS[:2], "cuda": ["float16"]}[args.device]
+    usual = {"cpu": PRECISIONS[:2], "cuda": ["float16"]}[args.device]
+    args.precisions = list(dict.fromkeys(args.precisions or usual))
     clip_model.pick_device(args.device)
-    if len(set(args.precisions)) < len(args.precisions):
-        raise ValueError(f"--precisions names one twice: {' '.join(args.precisions)}")
     return args
 
 
@@ -538,10 +499,9 @@ def run(args):
     if args.one:
         print(json.dumps(measure_here(*json.loads(args.one))))
         return
-    rows = read_rows()
+    rows = data.read_csv(CSV)
     if args.page:
-        save(rows)
-        return
+        return save(rows)
     rates = {name: matrix_rate(getattr(torch, name)) for name in args.precisions}
     for case in [ALL[n] for n in sorted(set(args.cases))]:
         new = measured(case, args, rates)

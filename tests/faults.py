@@ -12,6 +12,7 @@ tests/test_faults.py draws a few of the same cases.
 """
 import contextlib
 import errno
+import functools
 import io
 import itertools
 import json
@@ -33,7 +34,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import hash_state
-from small_runs import EUROSAT, SCRIPT, done, eurosat, files, started, told, write_classes
+from small_runs import EUROSAT, SCRIPT, call, done, eurosat, files, started, told, write_classes
 from test_runs import WORLD, killed_at, run_files
 
 import clip_model
@@ -54,20 +55,19 @@ def judged(main, words, numbers=None, right=None):
 
     numbers  a function: what was computed, where the command ends well; `right` is what it must be
     """
-    out, err, start = io.StringIO(), io.StringIO(), time.monotonic()
+    start = time.monotonic()
     try:
-        with (contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
-              warnings.catch_warnings()):
+        with warnings.catch_warnings():
             warnings.simplefilter("always")
-            code = main([str(word) for word in words])
+            code, out, err = call(main, *words)
     except (Exception, SystemExit):                     # argparse's own exit is none of ours
         return traceback.format_exc()
-    said = err.getvalue().replace("\r", "\n").strip()
+    said = err.replace("\r", "\n").strip()
     last, seconds = said.split("\n")[-1], time.monotonic() - start
     if seconds > SLOW or "Traceback" in said or "Warning" in said:
         return f"{seconds:.0f} s: {said}"
     if code == 0:
-        return "" if numbers and numbers() == right else f"accepted: {out.getvalue()}"
+        return "" if numbers and numbers() == right else f"accepted: {out}"
     one = f"\n{said}".count("\nerror: ") == 1 and last.startswith("error: ")
     return "" if code == 2 and one and len(last) < LONGEST_LINE else f"code {code}: {said}"
 
@@ -106,14 +106,6 @@ def bytes_damaged(raw, rng):
         raw[:at] + raw[at + rng.randint(1, 20):], rng.choice(JUNK)])
 
 
-def flip(tensor, rng, bit, times=1):
-    """Bits of a tensor as float32 flipped; 30 is the highest of the exponent, 31 the sign."""
-    flat = tensor.float().clone().flatten().view(torch.int32)
-    for _ in range(times):
-        flat[rng.randrange(len(flat))] ^= (1 << bit) if bit < 31 else -2 ** 31
-    return flat.view(torch.float32).reshape(tensor.shape)
-
-
 def filled(tensor, rng, value):
     flat = tensor.float().clone().flatten()
     flat[rng.randrange(len(flat))] = value
@@ -121,19 +113,14 @@ def filled(tensor, rng, value):
 
 
 TENSORS = [                                 # what one may become; of the last only a sum can tell
-    lambda t, rng: flip(t, rng, 30), lambda t, rng: filled(t, rng, torch.nan),
-    lambda t, rng: filled(t, rng, torch.inf), lambda t, rng: filled(t, rng, 1e30),
-    lambda t, _: t.long(), lambda t, _: t.to(torch.complex64), lambda t, _: t > 0,
-    lambda t, _: t.to_sparse(), lambda t, _: t.tolist(), lambda t, _: {"a": t},
-    lambda t, _: torch.cat([t.reshape(t.shape or 1), t.reshape(t.shape or 1)]),
-    lambda t, _: torch.tensor([[1.0, 2.0]]), lambda t, _: torch.zeros(0),
-    lambda t, _: t.to("meta"), lambda t, _: t.to(torch.float8_e5m2),
-    lambda t, _: torch.zeros(1).expand(10 ** 9),
+    *(functools.partial(filled, value=x) for x in (torch.nan, torch.inf, 1e30)),
+    lambda t, _: t.long(), lambda t, _: t.to(torch.complex64), lambda t, _: t.to_sparse(),
+    lambda t, _: t.to("meta"), lambda t, _: t.to(torch.float8_e5m2), lambda t, _: t.tolist(),
+    lambda t, _: torch.cat([t.reshape(t.shape or 1)] * 2), lambda t, _: torch.zeros(0),
+    lambda t, _: torch.tensor([[1.0, 2.0]]), lambda t, _: torch.zeros(1).expand(10 ** 9),
     lambda t, _: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
-    lambda t, rng: flip(t, rng, 31, 300), lambda t, rng: flip(t, rng, 20),
-    lambda t, _: torch.zeros_like(t), lambda t, _: t.half(),
-    lambda t, _: t.flip(0) if t.ndim else t * 0.9,
-]
+    lambda t, _: torch.zeros_like(t), lambda t, _: t.half(), lambda t, _: -t.float(),
+    lambda t, rng: t.float() + 0.01 * (torch.arange(t.numel()).view(t.shape) == rng.randrange(9))]
 ODD = [None, "", "x", LONG, "../..", "/etc/passwd", "a\nb", "\x1b[31m", "\0", '"', "a,b,c,d", -1, 0,
        10 ** 6, 10 ** 30, 1e308, float("nan"), float("inf"), True, [], [1], ["a"], [None], {},
        {"a": 1}, "ViT-Z", "world_sketch", [0] * 5, [-1] * 5, [10 ** 30] * 5]
@@ -155,18 +142,14 @@ def damaged(value, rng):
     return rng.choice(ODD)
 
 
-def lines(raw):
-    return raw.decode().split("\n")
-
-
-def joined(content):
+def of_lines(content):
     return "\n".join(map(str, content if isinstance(content, list) else [content])).encode()
 
 
 FORMS = {                                   # how a file's content is read and written again
     ".pt": (lambda raw: torch.load(io.BytesIO(raw), weights_only=True), clip_model.as_bytes),
-    ".json": (json.loads, lambda content: json.dumps(content).encode()),
-    ".csv": (lines, joined), ".txt": (lines, joined)}
+    ".json": (json.loads, lambda content: json.dumps(content).encode())}
+FORMS |= dict.fromkeys((".csv", ".txt"), (lambda raw: raw.decode().split("\n"), of_lines))
 
 
 def file_damaged(path, rng):
@@ -198,61 +181,60 @@ class Subjects:
     """Finished runs whose files are damaged one at a time; each case starts from whole ones."""
 
     def __init__(self, root):
-        self.root = root
-        self.weights = small_weights(root / "clip.pt")
+        self.out, self.right = root / "evaluation", {}
+        self.satellite, self.own = root / "satellite", root / "own"
+        weights = small_weights(root / "clip.pt")
         eurosat(root / "data", split=True, n=16)
-        self.split = root / "data" / "eurosat" / "split_zhou_EuroSAT.json"
         pets = write_classes(root / "pets", {
             f"{part}/{name}": n for part, n in (("train", 4), ("test", 3))
             for name in ("cat", "dog", "fox")})
-        self.picture = min((pets / "test").rglob("*.png"))
-        self.names = root / "names.txt"
-        self.names.write_text("cat\tcat\ndog\tdog\nfox\tfox\n")
+        (root / "names.txt").write_text("cat\tcat\ndog\tdog\nfox\tfox\n")
         common = ["--method", "coop", "--n-ctx", 2, "--epochs", 1, "--shots", 4,
-                  "--batch-size", 4, "--backbone", self.weights]
-        self.satellite, self.own = root / "satellite", root / "own"
-        self.own_words = [*common, "--dataset", pets, "--classnames", self.names]
+                  "--batch-size", 4, "--backbone", weights]
+        self.own_words = [*common, "--dataset", pets, "--classnames", root / "names.txt"]
         done(*common, "--dataset", "eurosat", "--data-root", root / "data", "--out", self.satellite)
         done(*self.own_words, "--out", self.own)
-        self.out, self.right = root / "evaluation", {}
         for run in (self.satellite, self.own):
             done(run, "--out", self.out, main=evaluate.main)
             self.right[run] = files(self.out)
 
-    def judge(self, path, raw, run):
-        """Evaluate a run while `path` holds other bytes."""
-        whole = path.read_bytes()
-        shutil.rmtree(self.out, ignore_errors=True)
-        try:
-            path.write_bytes(raw)
-            if path == self.picture:                # another picture, as far as one can tell
-                return judged(evaluate.main, [run, "--out", self.out], lambda: 0, 0)
-            return judged(evaluate.main, [run, "--out", self.out], lambda: files(self.out),
-                          self.right[run])
-        finally:
-            path.write_bytes(whole)
-            shutil.rmtree(self.root / "features", ignore_errors=True)
+    def evaluated(self, run, out, any_number=False):
+        """What is wrong with an evaluation of a run."""
+        right = self.right[run]
+        return judged(evaluate.main, [run, "--out", out],
+                      lambda: right if any_number else files(out), right)
+
+    def trained(self, out):
+        """What is wrong with the run of the own folder made again, or gone on with, at `out`."""
+        return judged(train.main, [*self.own_words, "--out", out],
+                      lambda: (out / "prompts.pt").read_bytes(),
+                      (self.own / "prompts.pt").read_bytes())
 
 
 def mutations(tally, seed, cases, root):
     """Damaged files; `cases` of them in all."""
     rng, s = random.Random(seed), Subjects(root)
-    files_of_runs = [(25, "satellite/prompts.pt"), (20, s.weights), (7, "satellite/result.json"),
-                     (7, "satellite/run.json"), (10, "satellite/drawn.csv"), (10, s.split),
-                     (5, s.names), (6, "own/split.json"), (7, s.picture)]
-    for share, path in files_of_runs:
-        path = root / path
-        run = s.own if path in (s.names, s.picture, s.own / "split.json") else s.satellite
+    satellite = {"satellite/prompts.pt": 25, "clip.pt": 20, "satellite/result.json": 7,
+                 "satellite/run.json": 7, "satellite/drawn.csv": 10,
+                 "data/eurosat/split_zhou_EuroSAT.json": 10}
+    picture = min((root / "pets/test").rglob("*.png"))  # another picture, as far as one can tell
+    own = {"names.txt": 5, "own/split.json": 6, picture: 7}
+    for name, share in (satellite | own).items():
+        path = root / name
+        whole = path.read_bytes()
         for i in range(max(1, share * cases // 100)):
-            tally.add(path.name, i, s.judge(path, file_damaged(path, rng), run))
+            path.write_bytes(file_damaged(path, rng))
+            for made in (s.out, root / "features"):
+                shutil.rmtree(made, ignore_errors=True)
+            wrong = s.evaluated(s.own if name in own else s.satellite, s.out, path == picture)
+            tally.add(path.name, i, wrong)
+            path.write_bytes(whole)
     killed, again = root / "killed", root / "again"
     killed_at(3, [*s.own_words, "--out", killed])
     for i in range(max(1, 5 * cases // 100)):
         shutil.copytree(killed, again)
         (again / "state.pt").write_bytes(file_damaged(killed / "state.pt", rng))
-        tally.add("state.pt", i, judged(
-            train.main, [*s.own_words, "--out", again],
-            lambda: (again / "prompts.pt").read_bytes(), (s.own / "prompts.pt").read_bytes()))
+        tally.add("state.pt", i, s.trained(again))
         shutil.rmtree(again)
 
 
@@ -350,16 +332,27 @@ def read_only(folder):
         folder.chmod(mode)
 
 
+def failing(step, replace=os.replace):
+    """os.replace that fails the step-th time, as on a full disk."""
+    times = itertools.count(1)
+
+    def replace_or_fail(a, b):
+        if next(times) == step:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(a, b)
+    return replace_or_fail
+
+
 def writers(tally, seed, cases, root):
     """Every way to write, on a full disk, in a read-only folder, and on what is no plain file."""
     root.chmod(0o755)
     s, group = Subjects(root), "full disk and the like"
-    every = {                               # name: main, words before the target, its name
-        "write": (lambda words: data.run_script(lambda: data.write(words[0], "x" * 1000)), [], "x"),
-        "train.py": (train.main, [*s.own_words, "--out"], "run"),
-        "evaluate.py": (evaluate.main, [s.own, "--out"], "run")}
-    in_the_way = {"train.py": "run/run.json", "evaluate.py": "run/base-to-novel.json"}
-    for name, (main, words, target) in every.items():
+    every = {                               # name: main, words before the target, its name, a file
+        "write": (lambda words: data.run_script(lambda: data.write(words[0], "x" * 1000)), [],
+                  "x", ""),
+        "train.py": (train.main, [*s.own_words, "--out"], "run", "run.json"),
+        "evaluate.py": (evaluate.main, [s.own, "--out"], "run", "base-to-novel.json")}
+    for name, (main, words, target, file) in every.items():
         for way in ("full disk", "read-only", "device", "folder in the way"):
             place = root / f"{name} {way}".replace(" ", "-")
             place.mkdir()
@@ -368,7 +361,7 @@ def writers(tally, seed, cases, root):
             if way == "device":
                 os.mkfifo(place / target)
             if way == "folder in the way":
-                (place / in_the_way.get(name, target)).mkdir(parents=True)
+                (place / target / file).mkdir(parents=True)
             before = files(place)
             with guard:
                 wrong = judged(main, [*words, place / target])
@@ -379,22 +372,12 @@ def writers(tally, seed, cases, root):
     out.chmod(0o777)
     shutil.rmtree(root / "features", ignore_errors=True)
     with read_only(root):
-        tally.add(group, "a read-only run", judged(
-            evaluate.main, [s.own, "--out", out], lambda: files(out), s.right[s.own]))
-    for step in range(1, 8):                            # the n-th rename of a run fails
+        tally.add(group, "a read-only run", s.evaluated(s.own, out))
+    for step in range(1, 8):
+        out = root / f"rename {step}"
         with pytest.MonkeyPatch.context() as patch:
-            left, replace = [step], os.replace
-
-            def failing(a, b, left=left, replace=replace):
-                left[0] -= 1
-                if not left[0]:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                replace(a, b)
-            patch.setattr(os, "replace", failing)
-            out = root / f"rename {step}"
-            wrong = judged(train.main, [*s.own_words, "--out", out],
-                           lambda o=out: (o / "prompts.pt").read_bytes(),
-                           (s.own / "prompts.pt").read_bytes())
+            patch.setattr(os, "replace", failing(step))
+            wrong = s.trained(out)
         left = list(out.rglob("*.part"))
         tally.add(group, f"rename {step}", wrong or left and f"left {left}")
 
@@ -448,6 +431,15 @@ def concurrent(tally, seed, cases, root):
 
 # Kills -----------------------------------------------------------------------------------------
 
+def stopped(words, root, script, seconds, by=signal.SIGKILL):
+    """A process that gets a signal so much later -> its exit code, what it said."""
+    process = started(words, root, script)
+    time.sleep(seconds)
+    process.send_signal(by)
+    _, err = process.communicate()
+    return process.returncode, err
+
+
 def kills(tally, seed, cases, root):
     """A run killed at any moment of its life, `cases` times; a grid three times: the same bytes."""
     rng, words = random.Random(seed), [*WORLD, "--out", root / "run"]
@@ -458,11 +450,8 @@ def kills(tally, seed, cases, root):
     child.write_text(f"import sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\nimport train\n"
                      "train.SAVE_SECONDS = -1\nsys.exit(train.main())\n")
     for i in range(cases):
-        process = started(words, root, child)
-        time.sleep(rng.uniform(0, life))
-        process.kill()
-        _, err = process.communicate()
-        right = "Traceback" not in err and process.returncode in (0, -9)
+        code, err = stopped(words, root, child, rng.uniform(0, life))
+        right = "Traceback" not in err and code in (0, -9)
         if i == cases - 1 and not (root / "run/result.json").exists():
             right &= started(words, root).wait() == 0
         if (root / "run/result.json").exists():         # the rest of a cleaning may be missing
@@ -473,20 +462,14 @@ def kills(tally, seed, cases, root):
     for i in range(cases // 5 or 1):                    # from the first imports on
         name, asked = [("train.py", [*WORLD, "--out", root / "stopped"]),
                        ("evaluate.py", [root / "whole"]), ("data.py", ["world"])][i % 3]
-        process = started(asked, root, SCRIPT.with_name(name))
-        time.sleep(rng.uniform(0.15, life))
-        process.send_signal(signal.SIGTERM if i % 2 else signal.SIGINT)
-        _, err = process.communicate()
-        right = process.returncode in (0, 130, 143, -signal.SIGINT, -signal.SIGTERM)
-        tally.add("Ctrl-C and SIGTERM", f"{name} {i}", "" if right and "Traceback" not in err else (
-            f"{process.returncode}: {err}"))
+        by = (signal.SIGINT, signal.SIGTERM)[i % 2]
+        code, err = stopped(asked, root, SCRIPT.with_name(name), rng.uniform(0.15, life), by)
+        right = code in (0, 128 + by, -by) and "Traceback" not in err
+        tally.add("Ctrl-C and SIGTERM", f"{name} {i}", "" if right else f"{code}: {err}")
     words = [*WORLD, "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
     started([*words, root / "alone"], root).communicate()
     for _ in range(3):
-        process = started([*words, root / "grid"], root, child)
-        time.sleep(rng.uniform(2, 7))
-        process.kill()
-        process.communicate()
+        stopped([*words, root / "grid"], root, child, rng.uniform(2, 7))
     started([*words, root / "grid"], root).communicate()
     grid = {n: v for n, v in files(root / "grid").items() if not n.endswith(".lock")}
     wrong = "" if grid == files(root / "alone") else "other bytes"

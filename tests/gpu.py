@@ -1,14 +1,15 @@
 """What a GPU must show, with a verdict for each point: some five minutes on one card.
 
     python tests/gpu.py                 # all points; python tests/benchmark.py fills speed.md
+    python tests/gpu.py --fit           # assets/estimate.py against a small grid, on a CPU too
 
 ViT-B/16 with random weights, in --precision's float16; pictures made here. Steps and images a
 second against goals for an H100; on another card only the differences are judged.
 """
 import contextlib
 import io
+import itertools
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -116,92 +117,90 @@ def decoding():
               f"{data.cores()} cores")
 
 
-class Clock:
-    """Seconds that functions take inside each run of a grid."""
+def clock(runs, module, name):
+    """Put a function's seconds into each run of a grid, and when it had ended first; train.run
+    begins one."""
+    function = getattr(module, name)
 
-    def __init__(self):
-        self.runs = []
-
-    def around(self, module, name):
-        function = getattr(module, name)
-
-        def timed(*args, **options):
-            start = time.monotonic()
-            try:
-                return function(*args, **options)
-            finally:
-                if self.runs:
-                    found = self.runs[-1]
-                    found[name] = found.get(name, 0) + time.monotonic() - start
-        setattr(module, name, timed)
-
-    def each_run(self):
-        run, graphed = train.run, train.graphed
-
-        def timed(args):
-            self.runs.append({"began": time.monotonic()})
-            answer = run(args)
-            self.runs[-1]["whole"] = time.monotonic() - self.runs[-1]["began"]
-            return answer
-
-        def started(*args):
-            start = time.monotonic()
-            answer = graphed(*args)
-            self.runs[-1]["capture"] = time.monotonic() - start
-            self.runs[-1]["before the first step"] = time.monotonic() - self.runs[-1]["began"]
-            return answer
-        train.run, train.graphed = timed, started
+    def timed(*args, **options):
+        start = time.monotonic()
+        if name == "run":
+            runs.append({"began": start})
+        answer = function(*args, **options)
+        if runs:                                        # a grid looks at its data before
+            end, found = time.monotonic(), runs[-1]
+            found[name] = found.get(name, 0) + end - start
+            found.setdefault(f"until {name}", end - found["began"])
+        return answer
+    setattr(module, name, timed)
 
 
-def grid(folder):
-    """A grid on pictures of EuroSAT's number and shape: where a run's seconds go."""
-    clip = benchmark.random_clip("cuda", torch.float16)
+def grid(folder, device, tau, tested):
+    """A grid on pictures of EuroSAT's shape: where a run's seconds go, and the estimate of them."""
+    clip = benchmark.random_clip(device, clip_model.pick_precision("auto", torch.device(device)))
     clip_model.load = lambda *_: clip
     clip_model.fingerprint = lambda _: "random"
-    small_runs.eurosat(folder, split=True, n=14 + 810)      # 50 base images train, 8,100 are tested
-    clock = Clock()
-    clock.each_run()
+    small_runs.eurosat(folder, split=True, n=14 + tested)       # a class; 10 train, as many tested
+    runs = []
     for module, name in ((data, "load"), (data, "check_pictures"), (prompts, "build"),
-                         (train, "train"), (train, "measure_parts"), (evaluate, "measure")):
-        clock.around(module, name)
-    words = ["--dataset", "eurosat", "--data-root", folder, "--device", "cuda", "--method", "maple",
-             "--npt", "off", "on", "--tau", "1", "0.01", "--seed", "1", "2", "--out",
-             folder / "runs"]
+                         (train, "graphed"), (train, "train"), (train, "measure_parts"),
+                         (evaluate, "measure"), (train, "run")):
+        clock(runs, module, name)
+    words = ["--dataset", "eurosat", "--data-root", folder, "--device", device, "--method",
+             "cocoop", "maple", "--npt", "off", "on", "--tau", *tau, "--out", folder / "runs"]
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = train.main([str(word) for word in words])
     if code:
         print(said.getvalue()[-2000:])
-    names = ["whole", "before the first step", "capture", "load", "check_pictures", "build",
-             "train", "measure_parts", "measure"]
-    rows = [("run", *names)]
-    rows += [(i, *(run.get(name, 0.0) for name in names)) for i, run in enumerate(clock.runs, 1)]
-    print(evaluate.table(rows))
+    columns = {"run": "whole", "until graphed": "before the first step", "graphed": "capture"}
+    columns |= {name: name for name in ("load", "check_pictures", "build", "train",
+                                        "measure_parts", "measure")}
+    print(evaluate.table([("run", *columns.values()), *(
+        (i, *(found.get(name, 0.0) for name in columns)) for i, found in enumerate(runs, 1))]))
+    second = runs[1]["until graphed"]
+    verdict(code == 0 and (second < 1 or device == "cpu"), f"the second of {len(runs)} runs takes "
+            f"its first step after {second:.2f} s; goal 1 on a GPU")
+    estimate.TESTS["eurosat"] = 10 * tested
+    plan = list(itertools.product(("cocoop", "maple"), (False, True), map(float, tau)))
     try:
-        machine = estimate.Machine(gpu=True)
-        expected = sum(estimate.run_of("maple", machine, "eurosat", 5, 60).values())
-        took = statistics.mean(run["whole"] for run in clock.runs[1:])
-        verdict(2 / 3 < expected / took < 4 / 3,
-                f"assets/estimate.py: {expected:.2f} s a run; took {took:.2f}")
+        fit(plan, runs, estimate.Machine(gpu=device == "cuda"))
     except KeyError as part:
         print(f"not run   the estimate: python tests/benchmark.py first, it lacks {part}")
-    second = clock.runs[1]["before the first step"]
-    verdict(code == 0 and second < 1, f"the second of {len(clock.runs)} runs takes its first step "
-                                      f"after {second:.2f} s; goal 1")
+
+
+def fit(plan, runs, machine):
+    """assets/estimate.py against the clock, without the first run, which makes what all share."""
+    expected = []
+    for method, _, tau in plan:
+        n = sum(min(10, count) for count in data.class_counts(5, tau=tau))
+        parts = estimate.run_of(method, machine, "eurosat", 5, 5 * data.steps(n, 4))
+        expected.append(sum(parts))
+    for (method, _, tau), seconds, found in list(zip(plan, expected, runs, strict=True))[1:]:
+        print(f"          {method}, tau = {tau:g}: {found['run']:.1f} s, estimated {seconds:.1f}")
+    took = sum(found["run"] for found in runs[1:])
+    verdict(2 / 3 < sum(expected[1:]) / took < 4 / 3, f"assets/estimate.py: {sum(expected[1:]):.0f}"
+            f" s for {len(runs) - 1} runs that took {took:.0f}")
 
 
 def main():
-    if not torch.cuda.is_available():
-        print("not run: this machine has no GPU")
+    p = data.Parser(description=__doc__.splitlines()[0])
+    p.add_argument("--fit", action="store_true",
+                   help="only the estimate against a small grid, which a CPU can show too (6 min)")
+    gpu, only = torch.cuda.is_available(), p.parse_args().fit
+    if not gpu and not only:
+        print("not run: this machine has no GPU; --fit needs none")
         return
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    tests()
-    speed()
-    differences()
-    decoding()
+    if gpu:
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    for part in () if only else (tests, speed, differences, decoding):
+        part()
     with tempfile.TemporaryDirectory() as folder:
-        grid(Path(folder))
+        if gpu:
+            grid(Path(folder), "cuda", ["1", "0.01"], tested=810)
+        else:
+            grid(Path(folder), "cpu", ["0.01"], tested=40)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(data.run_script(main))

@@ -141,14 +141,6 @@ def test_token_vectors_of_some_words_only(state):
     assert table.count_nonzero(dim=1).count_nonzero() == 5
 
 
-@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x64", "ViT-B/15", "", "no/such.pt", "."])
-def test_names_that_are_no_model(name, at):
-    error, message = FileNotFoundError, f"no CLIP model or file '{name}': give one of ViT-B/32, .*"
-    if name.startswith("RN"):
-        error, message = ValueError, f"{name} is a ResNet; this companion covers the ViT models: V"
-    refused(error, message, clip_model.load, name)
-
-
 # The tokenizer ------------------------------------------------------------------------------------
 
 class Same(dict):
@@ -191,19 +183,14 @@ def test_token_rows():
 
 # The features -------------------------------------------------------------------------------------
 
-def test_what_follows_the_end_token_does_not_matter(small_clip):
-    tokens = clip_model.tokenize(["a cat", "a photo of a large brown dog.", "x"])
-    littered = tokens.clone()
-    for row, end in zip(littered, tokens.argmax(dim=1), strict=True):
-        row[end + 1:] = torch.randint(1, 49407, (76 - int(end),))
-    assert not torch.equal(littered, tokens)
+def test_what_follows_the_last_end_token_is_not_computed(small_clip):
+    """Nor does it matter: test_sizes_come_from_the_shapes has all 77 positions."""
     lengths = []
     hook = small_clip.transformer.register_forward_pre_hook(
         lambda _, arguments: lengths.append(arguments[0].shape[1]))
-    found, expected = small_clip.encode_text(littered), small_clip.encode_text(tokens)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    small_clip.encode_text(clip_model.tokenize(["a cat", "a photo of a large brown dog.", "x"]))
     hook.remove()
-    assert lengths == [10, 10]                                      # and is not computed
+    assert lengths == [10]
 
 
 @pytest.mark.parametrize("masked", [False, True])

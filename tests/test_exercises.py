@@ -4,7 +4,6 @@ import itertools
 import math
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +19,7 @@ EYE = torch.eye(4, dtype=torch.float64)
 
 
 def verdict(name, function):
-    answers = SimpleNamespace(**{name: function})
-    _, state = exercises.guarded("mine.py", exercises.judge, name, answers)
+    _, state = exercises.guarded("mine.py", exercises.judge, name, {name: function})
     assert "\n" not in state
     return state
 
@@ -40,18 +38,26 @@ def test_solutions_are_right_and_empty_functions_not_yet(name):
 @pytest.mark.parametrize("name, given, by_hand", [
     ("n_k", (0.05,), [16, int(7.57), int(3.58), int(1.69), 1]),         # fourth root 0.473
     ("n_k", (0.01,), [16, int(5.06), int(1.60), 1, 1]),                 # fourth root 0.316
-    ("lc_sum", (EYE,), 12 * (0 + 1 / 3) ** 2),                          # 12 right angles
     ("lc_sum", (EYE[[0, 0]],), 8), ("lc_sum", (torch.stack([EYE[0], -EYE[0]]),), 0),
-    ("delta_lcd", (EYE,), 1 / 3), ("delta_lcd", (EYE[[0, 0, 0, 0]],), 4 / 3),
-    ("lc_parts", (EYE[[0, 0, 1]],), [(1 / 3 + 1 / 2) ** 2, 2 / 9]),     # cosines 1, 0, 0
+    ("delta_lcd", (EYE[[0, 0, 0, 0]],), 4 / 3),
     ("lc_floor", (6, 2), 36 * (1 / 2 - 1 / 5)), ("lc_floor", (5, 4), 0),
-    ("gain", ([1.0, 3.0], 2.0), [2, 2 * math.sqrt(2) / math.sqrt(2)]),
     ("text_gradient", (torch.tensor([[3.0, 4.0]]), torch.ones(2, 2), torch.tensor([0]), 0.5),
      [[-3, -4], [3, 4]]),                                               # -+ z / (2 lam)
     ("three_runs", (), [(1, 16, 240 / 48), (0.01, 16, 242 / 11), (1, 4, 240 / 12)]),
 ])
 def test_solutions_by_hand(name, given, by_hand):
     assert exercises.same(exercises.tensor(getattr(solutions, name)(*given)), by_hand)
+
+
+@pytest.mark.parametrize("name", exercises.BY_HAND)
+def test_cases_by_hand_end_in_what_the_solution_gives(name):
+    """But n_k's, which would tell the answer. They are shown where no slip alone is found."""
+    given, words = exercises.BY_HAND[name]
+    right = exercises.tensor(getattr(solutions, name)(*given)).flatten()
+    ends = [float(word) for word in re.findall(r"-?\d+\.?\d*", words)[-len(right):]]
+    assert name == "n_k" or exercises.same(right, ends)
+    state = verdict(name, lambda *x: 3 * exercises.tensor(getattr(solutions, name)(*x)) + 1)
+    assert f"not that; a case by hand: {words}; yours gives " in state
 
 
 def test_solutions_are_what_the_modules_say():
@@ -73,16 +79,20 @@ def test_slips_are_told_apart(name, words, wrong):
         value, right = (exercises.tensor(f(*given)) for f in (wrong, getattr(solutions, name)))
         return torch.where(value.isnan(), right, value)
     assert verdict(name, answer).endswith(words)
-    assert not re.search(r"sqrt|K/\(K-1\)|1/\(N|1/d|pentagon", words)      # the answer
+    for shown in (words, exercises.BY_HAND[name][1]):
+        assert not re.search(r"sqrt|K/\(K-1\)|1/\(N|1/d|pentagon", shown)     # the answer
 
 
 @pytest.mark.parametrize("name, wrong, words", [
     ("etf", lambda K: EYE[:K], "can be wider"),
     ("etf", lambda K: EYE[:K, :K] - 1 / K, "length 1"),
+    ("etf", lambda K: [[0, 1], [0.9, -0.5], [-0.9, -0.5]], "length 1"),
     ("etf", lambda K: [[math.cos(2 * math.pi * k / K), math.sin(2 * math.pi * k / K)]
                        for k in range(K)], "etf(4): all pairs"),
-    ("lc_sum", lambda g: 5.0, "not that"),
-    ("lc_sum", lambda g: 0.99 * solutions.lc_sum(g), "not that"),
+    ("lc_sum", lambda g: exercises.cosines(g).sum() / 2, "yours gives 0.0"),    # three slips
+    ("lc_sum", lambda g: exercises.misses(g, -1).square().sum() / 2, "yours gives 0.6667"),
+    ("lc_sum", lambda g: 0.99 * solutions.lc_sum(g), "yours gives 1.32"),
+    ("lc_sum", lambda g: solutions.lc_sum(g) * (len(g) > 3), "not that, though right in this case"),
     ("same_predictions", lambda m: m, "not above 0.8"),
     ("same_predictions", lambda m: 0.45 ** 0.5 * m + 0.55 ** 0.5 * torch.eye(m.shape[1])[-1],
      "not above 0.8"),                                                  # 4/3 x 0.55 = 0.73
@@ -91,7 +101,7 @@ def test_slips_are_told_apart(name, words, wrong):
     ("why_zero", lambda: "A", "the sum is zero for any z"),
     ("five_in_the_plane", lambda: [[1, 0], [0, 1], [-1, 0], [0, -1], [1, 0]], "smaller sum"),
     ("three_runs", lambda: [(1, 16, 5), (0.01, 16, 22), (1, 16, 5)], "as many images"),
-    ("three_runs", lambda: [(1, 16, 5), (0.01, 16, 5), (1, 4, 5)], "equally many steps"),
+    ("three_runs", lambda: [(1, 16, 5), (0.01, 16, 22), (1, 4, 24)], "equally many steps"),
     ("three_runs", lambda: [(1, 16, 5), (0.05, 16, 22), (1, 4, 20)], "tau should be"),
     ("three_runs", lambda: [(1, 16, 5), (0.01, 8, 22), (1, 4, 20)], "16 shots"),
     ("three_runs", lambda: [(1, 16, 5), (0.01, 16, 22), (1, 0, 20)], "whole numbers"),
@@ -109,6 +119,10 @@ def test_other_right_answers():
     assert verdict("etf", lambda K: [[1, 0], [-0.5, 0.75 ** 0.5], [-0.5, -0.75 ** 0.5]] if K == 3
                    else torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / 3 ** 0.5
                    ) == "solved"
+    assert verdict("etf", lambda K: [[0, 1], [0.87, -0.5], [-0.87, -0.5]] if K == 3 else [
+        [0.94, 0, -0.33], [-0.47, 0.82, -0.33], [-0.47, -0.82, -0.33], [0, 0, 1]]) == "solved"
+    assert verdict("five_in_the_plane", lambda: [
+        [1, 0], [0.31, 0.95], [-0.81, 0.59], [-0.81, -0.59], [0.31, -0.95]]) == "solved"
     assert verdict("lc_sum", lambda g: solutions.lc_sum(g).float()[None]) == "solved"
     assert verdict("lc_sum", lambda g: (solutions.lc_sum(g), g.zero_())[0]) == "solved"
     assert exercises.GIVEN["lc_sum"][0][0].any()        # it was a copy
@@ -157,8 +171,9 @@ def test_the_command(at):
         1, "7  lc_floor: not yet\n7  five_in_the_plane: not yet\n", "")
     words = [1, "--answers", solutions.__file__]
     assert done(*words, main=exercises.main) == "1  n_k: solved\n"
-    for words in ([9], ["x"], ["--answers", "no/such.py"], ["--answers", "mine.txt"]):
+    for words in ([9], ["x"], ["--answers", "no/such.py"], ["--answers", "my_anwsers.py"]):
         refused(*words, main=exercises.main)
+    assert [path.name for path in Path().iterdir()] == ["my_answers.py"]
 
 
 def test_the_page_has_all_functions_folds_its_hints_and_plans_the_time():

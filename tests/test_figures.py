@@ -1,7 +1,6 @@
 """Figures: what they show against arithmetic by hand, and that it can be read as it is drawn."""
-import json
 import math
-import shutil
+import re
 import sys
 from itertools import combinations, product
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import test_tables
 import torch
-from small_runs import call, done, files, refused, write_classes
+from small_runs import call, done, files, refused, told, write_classes
 
 from assets import figures
 
@@ -67,7 +66,7 @@ def readable(figure):
         assert apart, (one.get_text(), other.get_text())
 
 
-def words(figure):
+def labels(figure):
     return [text.get_text() for text in figure.legends[0].texts]
 
 
@@ -79,19 +78,9 @@ def panel(g, z, y=()):
     return figures.Panel(z, y, g, [f"c{k}" for k in range(len(g))], "all", "", 0.0, 0.0)
 
 
-def test_the_plane_is_that_of_the_two_longest_directions():
-    """Texts: squares 9, 9, 1 of 19 by axis; images: 4/5 and 1/5 of theirs lie on one line."""
-    of = panel([[-3.0, 0, 0, 0], [-3, 0, 0, 0], [0, 0, 0, 1]], [[0, -2.0, 1, 0]] * 50)
-    plane, shares = figures.projection([of])
-    images, texts = [0, -2 / 5 ** 0.5, 1 / 5 ** 0.5, 0], [-1, 0, 0, 0]  # 1 of 1 before 18 of 19
-    assert torch.allclose(plane[:, 0].abs(), torch.tensor(images).double().abs())
-    assert torch.allclose(plane[:, 1], torch.tensor(texts).double())    # the first text positive
-    assert shares == pytest.approx([18 / 19, 1.0])
-
-
 def test_what_all_share_is_taken_off_each_modality_by_itself():
-    of = panel([[5.0, 1, 0], [5, -1, 0], [5, 0, 3]], [[0, 7.0, 1], [0, 7, -1]])
-    less = figures.without_means(of)
+    less = figures.without_means(panel([[5.0, 1, 0], [5, -1, 0], [5, 0, 3]],
+                                       [[0, 7.0, 1], [0, 7, -1]]))
     assert less.g.tolist() == [[0, 1, -1], [0, -1, -1], [0, 0, 2]]
     assert less.z.tolist() == [[0, 0, 1], [0, 0, -1]]
 
@@ -99,13 +88,12 @@ def test_what_all_share_is_taken_off_each_modality_by_itself():
 def test_cosines_average_to_the_deltas():
     g = [[1.0, 0], [0.6, 0.8], [0, 1]]
     z = [[0.8, 0.6], [1, 0], [0, 1], [-1, 0]]                   # two images of class 0
-    of = panel(g, z, [0, 0, 1, 2])
-    texts = figures.text_cosines(of)
-    assert texts[0, 1:].tolist() == pytest.approx([0.6, 0]) and texts[1, 2].item() == 0.8
-    assert texts.isnan().sum() == 3 and texts.diagonal().isnan().all()
-    by_hand = [[0.9, 0, -1], [0.6 * 0.9 + 0.8 * 0.3, 0.8, -0.6], [0.3, 1, 0]]
-    for row, right in zip(figures.image_cosines(of).tolist(), by_hand, strict=True):
-        assert row == pytest.approx(right)
+    of, nan = panel(g, z, [0, 0, 1, 2]), math.nan
+    for found, by_hand in (
+            (figures.text_cosines(of), [[nan, 0.6, 0], [0.6, nan, 0.8], [0, 0.8, nan]]),
+            (figures.image_cosines(of), [[0.9, 0, -1], [0.6 * 0.9 + 0.8 * 0.3, 0.8, -0.6],
+                                         [0.3, 1, 0]])):
+        assert found.flatten().tolist() == pytest.approx(sum(by_hand, []), nan_ok=True)
 
 
 def test_panels_are_of_one_learner_and_seed(tmp_path):
@@ -119,8 +107,8 @@ def test_panels_are_of_one_learner_and_seed(tmp_path):
     assert [run["folder"].name for run in chosen.values()][1:] == ["maple-3-a", "maple-3-c",
                                                                    "maple-3-d"]
     assert chosen["zero-shot"]["folder"].name.startswith("maple-3")
-    (_, one, two, three) = figures.choose(figures.read_runs([tmp_path / "maple-2-a"])).values()
-    assert one["seed"] == (2, 2) and two is None and three is None
+    alone = figures.choose(figures.read_runs([tmp_path / "maple-2-a"])).values()
+    assert [run and run["seed"] for run in alone] == [(2, 2), (2, 2), None, None]
 
 
 @pytest.fixture(scope="module")
@@ -129,59 +117,53 @@ def trained(tmp_path_factory, archive):
     root = tmp_path_factory.mktemp("trained")
     pictures = write_classes(root / "pets", CLASSES)
     for name, options in {"balanced": ["--tau", 1], "tail": ["--tau", 0.1],
-                          "npt": ["--tau", 0.1, "--npt"],
-                          "cocoop": ["--tau", 1, "--method", "cocoop"]}.items():
+                          "npt": ["--tau", 0.1, "--npt"]}.items():
         done("--method", "maple", *options, "--classes", "base", "--epochs", 1, "--dataset",
              pictures, "--backbone", archive, "--out", root / "runs" / name)
     return root / "runs"
 
 
-@pytest.mark.parametrize("part", ["novel", "base"])
-def test_figure_1(trained, part):
-    names = ["balanced", "tail", "npt"]
-    figure = picture(1, *(trained / name for name in names), "--classes", part)
-    tuned = [json.loads((trained / name / "result.json").read_text()) for name in names]
-    prefix, axes = {"base": "", "novel": "novel_"}[part], figure.axes
+@pytest.mark.parametrize("names, ran", [(["balanced", "tail", "npt"], [0, 1, 2, 3]),
+                                        (["tail"], [0, 2])])
+def test_figure_1(trained, names, ran):
+    """Deltas as the runs have them; points and arrows against another way to the same plane."""
+    folders = [trained / name for name in names]
+    figure = picture(1, *folders)
+    axes, chosen = figure.axes, figures.choose(figures.read_runs(folders))
+    of = {i: (run, figures.gather(panel, run))
+          for i, (panel, run) in enumerate(chosen.items()) if run}
+    assert [*of] == ran
+    for i, (panel, ax) in enumerate(zip(figures.PANELS, axes[:4], strict=True)):
+        facts = "not run" if i not in of else f"τ = {of[i][0]['row'][0]:g}, $n_k$ "
+        assert ax.get_title().startswith(f"({'abcd'[i]}) {panel}\n" + facts * (i > 0))
+        assert axes[4 + i].axison == (i in of)
     for row, delta in ((8, "delta_lcd"), (12, "delta_mid")):
-        numbers = [result[prefix + delta] for result in (tuned[0]["zeroshot"], *tuned)]
-        for ax, now, before in zip(axes[row:], numbers, [None, *numbers], strict=False):
-            said = [float(word.strip("(+)")) for word in ax.get_title().split(" = ")[1].split()]
-            right = [now] if before is None else [now, now - before]
-            assert said == pytest.approx(right, abs=6e-4)
-    expected = sorted(CLASSES)[:3] if part == "base" else sorted(CLASSES)[3:]
-    assert words(figure) == [name.replace("_", " ") for name in expected]
-    markers = {handle.get_marker() for handle in figure.legends[0].legend_handles}
-    assert len(markers) == len(expected)
-    assert axes[1].get_title().startswith("(b) balanced\nτ = 1, $n_k$ ")
-    assert axes[2].get_title().startswith("(c) long-tailed\nτ = 0.1, $n_k$ ")
-    assert f"{part} classes" in figure.get_suptitle() and figure.get_suptitle().count("\n") == 1
-    for i in (0, 4):                                            # one plane, one scale a row
-        assert len({(ax.get_xlim(), ax.get_ylim()) for ax in axes[i:i + 4]}) == 1
-        assert len({ax.images[0].get_clim() for ax in axes[i + 8:i + 12]}) == 1
-
-
-def test_figure_1_draws_the_features_where_they_lie(trained):
-    """Arrows against another way to the same plane, the moments of all; and panels not run."""
-    figure = picture(1, trained / "tail", "--classes", "base")
-    chosen = figures.choose(figures.read_runs([trained / "tail"]))
-    of = [figures.gather(name, run, "base", None) for name, run in chosen.items() if run]
-    for row, panels in ((0, of), (4, [figures.without_means(p) for p in of])):
+        numbers = {}
+        for i, (run, _) in of.items():
+            result = told(run["folder"] / "result.json")
+            numbers[i] = (result if i else result["zeroshot"])["novel_" + delta]
+            said = axes[row + i].get_title().split(" = ")[1].split()
+            right = [numbers[i], numbers[i] - numbers.get(i - 1, 0)][:1 + (i - 1 in numbers)]
+            assert [float(word.strip("(+)")) for word in said] == pytest.approx(right, abs=6e-4)
+    assert labels(figure) == [name.replace("_", " ") for name in sorted(CLASSES)[3:]]
+    assert len({handle.get_marker() for handle in figure.legends[0].legend_handles}) == 2
+    assert "MaPLe on pets, novel classes" in figure.get_suptitle()
+    for row in (0, 4):                                          # one plane, one scale a row
+        assert len({(axes[row + i].get_xlim(), axes[row + i].get_ylim()) for i in of}) == 1
+        assert len({axes[row + i + 8].images[0].get_clim() for i in of}) == 1
+        panels = [figures.without_means(p) if row else p for _, p in of.values()]
         g, z = torch.cat([p.g for p in panels]), torch.cat([p.z for p in panels])
         moments = g.T @ g / g.square().sum() + z.T @ z / z.square().sum()
         vectors = torch.linalg.eigh(moments).eigenvectors[:, [-1, -2]]
         vectors = vectors * (g[0] @ vectors).sign()             # the first text's are positive
-        shown = [figure.axes[row], figure.axes[row + 2]]
-        tips = [points.get_offsets()[0].tolist() for ax in shown for points in ax.collections[3:]]
-        assert torch.allclose(torch.tensor(tips).double(), g @ vectors, atol=1e-5)
-        for (ax, p), k in product(zip(shown, panels, strict=True), range(3)):
-            points = torch.tensor(ax.collections[k].get_offsets())
-            images = p.z[p.y == k][:figures.MOST_IMAGES]
-            assert torch.allclose(points.double(), images @ vectors, atol=1e-5)
-    assert "not run" in figure.axes[1].get_title() and not figure.axes[5].axison
-    assert "averaged over images" not in figure.subfigs[2].get_suptitle()
-    other = picture(1, trained / "cocoop")                      # the novel classes by default
-    assert "CoCoOp on pets, novel classes" in other.get_suptitle()
-    assert "averaged over images" in other.subfigs[2].get_suptitle()
+        said = re.findall(r"\d+%", figure.subfigs[row // 4].get_suptitle())
+        assert said == [f"{((x @ vectors).norm() / x.norm()) ** 2:.0%}" for x in (g, z)]
+        for i, p in zip(of, panels, strict=True):
+            features = [p.z[p.y == k][:figures.MOST_IMAGES] for k in range(len(p.g))]
+            for drawn, right in zip(axes[row + i].collections, [*features, *p.g[:, None]],
+                                    strict=True):
+                points = torch.tensor(drawn.get_offsets()).double()
+                assert torch.allclose(points, right @ vectors, atol=1e-5)
 
 
 # Figures 2, 4, 5 and the history --------------------------------------------------------------
@@ -226,8 +208,8 @@ def test_figure_2(grid):
         assert sum(y == pytest.approx(y_0 + slope * (x - x_0)) for x, y in pairs) >= 42
         assert f"within cells r = +1.00 (n = {n - n % 42})" in ax.get_title()
         assert f"test images\nof {part} classes" in ax.get_ylabel() and delta in ax.get_xlabel()
-    assert words(figure)[:4] == ["CoCoOp, τ = 1", "CoCoOp + NPT, τ = 1", "CoCoOp, τ = 0.01",
-                                  "CoCoOp + NPT, τ = 0.01"] and len(words(figure)) == 10
+    assert labels(figure)[:4] == ["CoCoOp, τ = 1", "CoCoOp + NPT, τ = 1", "CoCoOp, τ = 0.01",
+                                  "CoCoOp + NPT, τ = 0.01"] and len(labels(figure)) == 10
 
 
 def test_figure_4(grid, tmp_path):
@@ -273,9 +255,9 @@ def test_figure_history(tmp_path):
     one = history(tmp_path / "x" / "one", "0,0,1,2,3,4,5,6,7,8", "1,10,2,3,4,5,6,nan,8,9")
     two = history(tmp_path / "y" / "one", "0,0,1,2,3,4,5,6,7,8", "1,10,2,3,4,5,6,7,8,19")
     figure = picture("history", one, two)
-    assert words(figure) == ["x/one", "y/one"] and "training images" in figure.get_suptitle()
-    for ax, k in zip(figure.axes, range(8), strict=True):
-        assert ax.get_title() == list(figures.HISTORY.values())[k]
+    assert labels(figure) == ["x/one", "y/one"] and "training images" in figure.get_suptitle()
+    assert [ax.get_title() for ax in figure.axes] == list(figures.HISTORY.values())
+    for k, ax in enumerate(figure.axes):
         assert [line.get_ydata()[0] for line in ax.lines] == [k + 1] * 2
     assert [list(line.get_ydata()) for line in figure.axes[7].lines] == [[8, 9], [8, 19]]
     assert math.isnan(figure.axes[5].lines[0].get_ydata()[1])
@@ -287,21 +269,27 @@ def test_figure_history(tmp_path):
 
 # The command line -----------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, start", [("f.svg", b"<?xml"), ("f.pdf", b"%PDF"),
-                                         ("f.PNG", b"\x89PNG")])
-def test_files_by_their_ending(grid, at, name, start):
+@pytest.mark.parametrize("name, start, times", [
+    ("f.svg", b"<?xml", 2), ("f.pdf", b"%PDF", 2), ("f.PNG", b"\x89PNG", 1)])
+def test_files_by_their_ending_without_damaged_runs(at, name, start, times):
+    """The same bytes each time; a damaged run is named."""
     pytest.importorskip("matplotlib")
-    before, made = files(grid), []
-    for _ in range(2):                                              # the same bytes each time
-        done(2, grid, "--out", name, main=figures.main)
+    run(at / "runs/a", 61.0)
+    run(at / "runs/b", 62.0, method="cocoop")
+    Path("runs/bad").mkdir()
+    Path("runs/bad/result.json").write_text("{")
+    before, made = files("runs"), []
+    for _ in range(times):
+        said = done(2, "runs", "--out", name, main=figures.main)
         made.append(Path(name).read_bytes())
-    assert made[0].startswith(start) and made[0] == made[1]
-    assert files(grid) == before and len(files(at)) == 1
+    assert "skipped   runs/bad: runs/bad/result.json: expected a file of a run" in said
+    assert made[0].startswith(start) and made[0] == made[-1]
+    assert files("runs") == before and len(files(at)) == 1 + len(before)
 
 
 @pytest.mark.parametrize("argv, reason", [
     ("2 {grid} --out f.xyz", "ends in .png, .svg, .pdf"),
-    ("2 {grid} absent", "absent: no such folder"), ("2 {grid} --classes base", "go with Figure 1"),
+    ("2 {grid} absent", "absent: no such folder"),
     ("3 {grid}", "invalid choice"), ("2 .", "no result.json in it"),
     ("4 {plain}", "with and without NPT"), ("5 {plain}", "expected runs with NPT"),
     ("history {plain}", ": no history.csv in it: train with assets/history.py")])
@@ -310,15 +298,6 @@ def test_refusals(grid, at, argv, reason):
     argv = argv.format(grid=grid, plain=grid / "dtd-maple-off-1.0-1").split()
     assert reason in refused("--out", "f.png", *argv, main=figures.main)
     assert not files(at)
-
-
-def test_damaged_runs_are_named_and_left_out(grid, at):
-    pytest.importorskip("matplotlib")
-    shutil.copytree(grid / "dtd-maple-off-1.0-1", "runs/good")
-    Path("runs/bad").mkdir()
-    Path("runs/bad/result.json").write_text("{")
-    assert "skipped   runs/bad: runs/bad/result.json: expected a file of a run" in done(
-        2, "runs", "--out", "f.png", main=figures.main)
 
 
 def test_without_matplotlib(grid, at, monkeypatch):

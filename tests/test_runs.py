@@ -1,4 +1,5 @@
 """Runs that add up: grids, killed runs that go on bit for bit, shared features, processes."""
+import multiprocessing
 import os
 import re
 import shutil
@@ -65,21 +66,17 @@ def killed_at(step, words, main=train.main):
 
 # Going on --------------------------------------------------------------------------------------
 
-def forked(job):
-    """Start job() in a child process -> its number; what the job returns is the exit code."""
-    child, code = os.fork(), 1
-    if child == 0:
-        try:
-            signal.alarm(100)                           # a child that hangs fails the test
-            code = job()
-        finally:
-            os._exit(code)
+def forked(job, *words, **more):
+    """A child process that does a job."""
+    child = multiprocessing.get_context("fork").Process(target=job, args=words, kwargs=more)
+    child.start()
     return child
 
 
 def exit_code(child):
     """Of a child process, when it ends; below 0 it is the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    child.join(100)
+    return child.exitcode
 
 
 def kill():
@@ -154,7 +151,7 @@ def test_an_interrupted_run_says_so_in_one_line_and_goes_on(at, undisturbed, sen
         signal.signal(signal.SIGINT, signal.SIG_DFL)    # as a script has it until run_script
         ended, _, said = call(train.main, *WORLD, "--out", "run")
         Path("said").write_text(said)
-        return ended
+        sys.exit(ended)
 
     assert exit_code(forked(job)) == code
     said = Path("said").read_text().replace("\r", "\n")
@@ -207,9 +204,8 @@ def test_a_state_that_is_not_this_runs_is_not_taken_up(killed, change):
     assert not (killed / "prompts.pt").exists()
 
 
-@pytest.mark.parametrize("words", [["--seed", 2, "--draw-seed", 1], ["--lr", 0.1]])
-def test_the_state_of_another_run_is_not_taken_up(killed, tmp_path, words):
-    killed_at(8, [*WORLD, *words, "--out", tmp_path / "other"])
+def test_the_state_of_another_run_is_not_taken_up(killed, tmp_path):
+    killed_at(8, [*WORLD, "--seed", 2, "--draw-seed", 1, "--out", tmp_path / "other"])
     shutil.copy(tmp_path / "other/state.pt", killed)
     assert "of other settings or pictures" in refused(*WORLD, "--out", killed)
 
@@ -274,7 +270,8 @@ def test_a_folder_that_another_process_works_in(at, archive):
 
 
 @pytest.mark.parametrize("rank, ranks, runs", [
-    ("0", "2", 1), ("1", "2", 0), ("1", "", 1), ("-1", "2", 1), ("0", "0", 1), ("x", "2", 1)])
+    ("0", "2", 1), ("1", "2", 0), ("1", "", 1), ("-1", "2", 1), ("0", "0", 1), ("x", "2", 1),
+    ("3", "2", 1)])
 def test_of_one_run_torchruns_other_ranks_make_none(monkeypatch, rank, ranks, runs):
     """A rank counts only as one of several: RANK may be left over from something else."""
     made = []
@@ -311,17 +308,38 @@ def test_a_run_that_another_process_ends_just_now_keeps_no_lock(at, undisturbed,
 
 
 @SIGNALS
-def test_ranks_share_a_grid(at):
-    """As torchrun has them: a rank is a process that knows its number."""
+def test_processes_share_a_grid(at, monkeypatch):
+    """torchrun's ranks, which know their number, and helpers on the little world.
+
+    These have one thread, and are as many as torch takes threads; what fails in one fails by name.
+    """
     words = [*WORLD, "--epochs", "1", "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
     done(*words, "alone")
+    run = train.run
 
-    def rank(number):
-        os.environ |= {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": "2"}
-        return call(train.main, *words, "shared")[0]
-    children = [forked(lambda number=number: rank(number)) for number in "01"]
+    def noted(args):
+        run(args)
+        Path(f"{args.out.parent}-by-{os.getpid()}").touch()
+    monkeypatch.setattr(train, "run", noted)
+
+    def shared(out, threads=1, **ranks):
+        os.environ |= ranks
+        torch.set_num_threads(threads)
+        code, _, err = call(train.main, *words, out)
+        Path("said").write_text(err)
+        sys.exit(code)
+    children = [forked(shared, "ranks", RANK=n, LOCAL_RANK=n, WORLD_SIZE="2") for n in "01"]
     assert [exit_code(child) for child in children] == [0, 0]
-    assert files("shared") == files("alone")
+    taken = Path("helpers", train.parse([*words, "helpers"])[0].name)
+    write_classes(taken, {"foreign": 1})
+    assert exit_code(forked(shared, "helpers", 2)) == 1 and len(list(at.glob("helpers-by-*"))) == 2
+    assert Path("said").read_text().count("it holds files") == 1
+    shutil.rmtree(taken)
+    assert exit_code(forked(shared, "helpers", 2)) == 0
+    assert files("ranks") == files("helpers") == files("alone")
+    for content in ("[1]", "{}", "{"):                              # of a grid's run that is there
+        next(Path("ranks").glob("*/result.json")).write_text(content)
+        assert "result.json: expected a" in refused(*words, "ranks")
 
 
 # Grids -----------------------------------------------------------------------------------------
@@ -392,25 +410,14 @@ def test_a_grid_skips_what_is_finished_leaves_what_others_do_and_names_what_fail
     assert run_files("one") == run_files(f"g/pets-coop-natural-seed2{NAMED}")
 
 
-def test_what_is_wrong_with_every_run_of_a_grid_is_said_once(at):
-    assert "ViT-Z" in refused("--seed", 1, 2, "--backbone", "ViT-Z") and list(at.iterdir()) == []
-
-
-def test_a_grid_that_cannot_be_does_no_work(at):
-    line = refused("--dataset", "world", "eurosta", "--out", "g")
-    assert "unknown dataset 'eurosta'" in line and list(at.iterdir()) == []
+def test_a_grid_that_cannot_be_does_no_work_and_says_once_why(at):
+    assert "ViT-Z" in refused("--seed", 1, 2, "--backbone", "ViT-Z")
+    assert "unknown dataset 'eurosta'" in refused("--dataset", "world", "eurosta", "--out", "g")
+    assert list(at.iterdir()) == []
     for place in ("here", "there"):
         write_classes(at / place / "birds", {"hen": 5, "duck": 5})
     line = refused("--dataset", "here/birds", "there/birds", "--out", "g")
     assert "two runs of this grid would be named birds-maple-natural-seed1" in line
-
-
-def test_a_damaged_result_in_a_grid_is_one_line(at):
-    words = [*WORLD, "--epochs", 1, "--seed", 1, 2, "--out", "g"]
-    done(*words)
-    for content in ("[1]", "{}", "{"):
-        next(Path("g").glob("*/result.json")).write_text(content)
-        assert "result.json: expected a" in refused(*words)
 
 
 # Shared features -------------------------------------------------------------------------------
@@ -460,11 +467,13 @@ def test_features_and_states_are_known_by_their_pictures_and_by_the_activation(s
 
 # A subset ------------------------------------------------------------------------------------
 
-def test_a_subset_of_the_test_images_is_said_and_evaluated_again(at):
-    done(*WORLD, "--test-images", 2, "--out", "run")
+def test_a_subset_of_the_test_images_is_said_and_evaluated_again(at, undisturbed):
+    Path("run").mkdir()
+    for name, content in undisturbed.items():
+        Path("run", name).write_bytes(content)
     found = told("run/result.json")
-    assert found["test_images"] == 2 and "a subset, 2 test images a class" in found["split"]
+    assert found["test_images"] == 1 and "a subset, 1 test images a class" in found["split"]
     done("run", main=evaluate.main)
     again = told("run/evaluation/base-to-novel.json")
-    assert again["results"]["base"]["test_images"] == 24 and again["test_images"] == 2
+    assert again["results"]["base"]["test_images"] == 12 and again["test_images"] == 1
     assert again["results"]["base"]["accuracy"] == pytest.approx(found["base"], abs=1e-4)

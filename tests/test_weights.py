@@ -5,7 +5,6 @@ import io
 import json
 import math
 import multiprocessing
-import random
 import threading
 import time
 import zipfile
@@ -101,7 +100,8 @@ def test_the_third_address_is_right_after_a_404_and_a_wrong_file(web, capsys):
 def test_where_nothing_works_one_line_says_what_was_tried_and_what_to_put_where(web):
     web.files = {SECOND: b"wrong"}
     refused(*PATHS, "ViT-B-16.pt (Not Found)", "ViT-B-16.pt (came with a wrong SHA-256",
-            f"put ViT-B-16.pt from one of these into {clip_model.CACHE}")
+            f"put ViT-B-16.pt from one of these into {clip_model.CACHE}",
+            "other weights: --backbone FILE")
     assert cached() == {}
 
 
@@ -264,28 +264,6 @@ def small():
     state = {name: tensor.half() for name, tensor in hash_state(vl=1, tl=1).items()}
     state["token_embedding.weight"] = state["token_embedding.weight"][[320, 49406, 49407]]
     return state | {"token_embedding.words": torch.tensor([320, 49406, 49407])}
-
-
-def test_damaged_safetensors_are_never_other_numbers(tmp_path):
-    """Header, length and size; the format has no sum over the numbers themselves."""
-    state, rng, path, kept = small(), random.Random(0), tmp_path / "x", 0
-    whole, expected = safetensors(state), clip_model.build(state).state_dict()
-    header = 8 + int.from_bytes(whole[:8], "little")
-    for _ in range(100):
-        at = rng.choice((rng.randrange(8), rng.randrange(header), rng.randrange(header)))
-        path.write_bytes(rng.choice((
-            whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1:],
-            whole[:at] + bytes([rng.choice(b'0123456789,:"[]{}')]) + whole[at + 1:],
-            whole[:at] + whole[at + rng.randint(1, 9):], whole[:rng.randrange(len(whole))],
-            whole[:at] + whole[rng.randrange(header):][:5] + whole[at:], whole + b"x")))
-        try:
-            found = clip_model.load(path).state_dict()
-        except ValueError as error:
-            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
-        else:
-            kept += 1
-            assert all(torch.equal(found[name], expected[name].float()) for name in expected)
-    assert kept < 10
 
 
 def torchscript(body, compression=zipfile.ZIP_STORED, numbers=bytes(8), name="x/data.pkl"):

@@ -17,7 +17,7 @@ from assets import free_features, train_tiny_clip, world
 ASSETS = Path(world.__file__).parent
 
 
-# ---------------------------------------------------------------------------------------- the world
+# The world -------------------------------------------------------------------------------------
 
 def test_unseen_pairs_are_never_drawn_for_pretraining():
     specs = world.random_specs(5000, torch.Generator().manual_seed(0))
@@ -29,14 +29,11 @@ def test_unseen_pairs_are_never_drawn_for_pretraining():
 def test_novel_classes_are_unseen_pairs_and_base_classes_are_not():
     names, splits, pictures = world.draw("world")
 
-    def pair(name):
-        colour, shape = name.split()
-        return world.SHAPES.index(shape), list(world.COLOURS).index(colour)
-
+    pairs = [(world.SHAPES.index(shape), list(world.COLOURS).index(colour))
+             for colour, shape in map(str.split, names)]
     base, novel = data.halves(len(names))
     assert len(names) == len(set(names)) == 24
-    assert all(pair(names[k]) not in world.UNSEEN for k in base)
-    assert all(pair(names[k]) in world.UNSEEN for k in novel)
+    assert not {pairs[k] for k in base} & world.UNSEEN and {pairs[k] for k in novel} <= world.UNSEEN
     assert [len(splits[p]) for p in ("train", "val", "test")] == [24 * 32, 0, 24 * 50]
     assert len(pictures) == 24 * 82
     for name, label in sum(splits.values(), []):
@@ -56,36 +53,31 @@ def test_every_dataset_loads_by_name(name):
 
 
 def test_pictures_come_from_seeds():
-    first = world.draw("world")[2]
-    world.draw.cache_clear()
-    second = world.draw("world")[2]
-    assert all(first[n].tobytes() == second[n].tobytes() for n in list(first)[:50])
-    # the same classes, but not the same pictures
-    assert world.draw("world_blur")[1]["test"] == world.draw("world")[1]["test"]
-    others = [list(world.draw(name)[2].values())[:5]
-              for name in ("world_sketch", "world_blur", "world_rotated")]
-    assert len({picture.tobytes() for pictures in others for picture in pictures}) == 15
+    """The same each time; of datasets of the same classes each has its own."""
+    assert world.draw.__wrapped__("world_blur") == world.draw("world_blur")     # not kept, kept
+    assert world.draw("world_blur")[1]["test"] == world.draw("world_sketch")[1]["test"]
+    each = [list(world.draw(name)[2].values())[:5]
+            for name in ("world_sketch", "world_blur", "world_rotated")]
+    assert len({picture.tobytes() for picture in sum(each, [])}) == 15
 
 
-def test_the_sheet_of_the_world_has_every_class_or_says_why_not(at):
+def test_the_sheet_of_the_world_has_every_class_or_says_why_not(at, monkeypatch):
     assert call(world.main, "sheet.png") == (None, "", "")
     with Image.open("sheet.png") as sheet:
         assert sheet.width > 300 and len(sheet.getcolors()) > 200
+    monkeypatch.setattr(world, "contact_sheet", lambda: Image.new("RGB", (1, 1)))
     (at / "folder.png").mkdir()
     for out in ("folder.png", "gone/world.png"):
         assert f"{out}: can't be written" in refused(out, main=world.main)
 
 
-def test_signed_distance_of_a_square_by_hand():
+def test_shapes_by_points_one_knows():
+    """The signed distance of a square by hand; what lies inside of shapes."""
     square = [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]
     p = torch.tensor([[0., 0], [.5, 0], [2, 0], [4, 5], [0, -1]])
     torch.testing.assert_close(world._polygon(p, square), torch.tensor([1., .5, -1, -5, 0]))
-
-
-def test_shapes_by_points_one_knows():
-    centre = torch.zeros(2)
-    inside = {shape: bool(world._inside(shape, centre) > 0) for shape in world.SHAPES}
-    assert inside == {**dict.fromkeys(world.SHAPES, True), "ring": False, "moon": False}
+    hollow = {shape for shape in world.SHAPES if world._inside(shape, torch.zeros(2)) < 0}
+    assert hollow == {"ring", "moon"}
     for shape, x, y in (("ring", .72, 0), ("moon", -.7, 0), ("heart", 0, -.8)):
         assert world._inside(shape, torch.tensor([x, y])) > 0
     assert world._inside("heart", torch.tensor([0, .8])) < 0
@@ -106,7 +98,7 @@ def test_captions_by_hand():
     assert world.caption(spec, [0, 0, 1, 0, 1]) == "small striped shape"
 
 
-# ------------------------------------------------------------------------------------ the tiny CLIP
+# The tiny CLIP ---------------------------------------------------------------------------------
 
 def test_contrastive_loss_is_cross_entropy_over_true_captions(monkeypatch):
     clip = clip_model.build(hash_state())
@@ -123,12 +115,11 @@ def test_contrastive_loss_is_cross_entropy_over_true_captions(monkeypatch):
         g = F.normalize(clip.encode_text(tokens).float())
     s = [[math.e * float(a @ b) for b in g] for a in z]
     total = 0
-    for i in range(3):
-        row, column = [s[i][j] for j in range(3)], [s[j][i] for j in range(3)]
-        for scores, hits in ((row, true[i]), (column, [true[j][i] for j in range(3)])):
-            log_sum = math.log(sum(map(math.exp, scores)))
-            missed = sum(log_sum - v for v, hit in zip(scores, hits, strict=True) if hit)
-            total += missed / sum(hits) / 3 / 2
+    for scores, hits in zip([*s, *zip(*s, strict=True)], [*true, *zip(*true, strict=True)],
+                            strict=True):                       # rows, then columns
+        log_sum = math.log(sum(map(math.exp, scores)))
+        missed = sum(log_sum - v for v, hit in zip(scores, hits, strict=True) if hit)
+        total += missed / sum(hits) / 6
     with torch.no_grad():
         loss = train_tiny_clip.contrastive_loss(clip, pictures, tokens, specs, mentioned)
     assert loss.item() == pytest.approx(total, abs=2e-3)
@@ -181,7 +172,7 @@ def test_tiny_clip_is_the_one_of_its_log_and_small():
     assert sum(p.stat().st_size for p in ASSETS.iterdir() if p.is_file()) < 5e6
 
 
-# ---------------------------------------------------------------------------------- free features
+# Free features ---------------------------------------------------------------------------------
 
 def test_free_objective_is_eq7_of_all_images():
     """A class's image vector that counts n_k times, against n_k images written out."""
