@@ -3,9 +3,10 @@
     python assets/report.py RUN                             # all into the run's evaluation/
     python assets/report.py RUN --out report.html           # the page somewhere else
     python assets/report.py RUN --photos next_year          # on all of a folder, its own classes
+    python assets/report.py RUN --target eurosat            # on another dataset
 
     p  (N, K)  the probabilities of Eq. (1)         y  (N,)  labels in 0..K-1
-    part       base, novel or all classes of the run's dataset, or a folder of photos
+    part       base, novel or all classes of the run's dataset; a folder of photos; another dataset
 
 evaluation/<part>/ gets per_class.csv, predictions.csv, confusion.csv and review.json. The page is
 made to be sent to others: no script, no network, pictures inside, every text escaped (class and
@@ -367,15 +368,24 @@ def run(args):
         data.check_output("--out", args.out, [".html"])
     learner, settings = evaluate.load_run(args.run, *evaluate.machine(args),
                                           backbone=args.backbone)
+    review = review_below
     if args.photos:                             # how the run's own threshold does on other photos
         dataset = photos(args, settings)
-        parts = {dataset.name: list(range(len(dataset.classnames)))}
         review = functools.partial(reviewed, kept_threshold(args.run, settings))
+    elif args.target:
+        dataset = data.load(args.target, args.data_root or settings["data_root"])
+        data.check_pictures(dataset, dataset.test, decode=False)
     else:
         dataset = evaluate.load_dataset(args.run, settings, args.data_root)
-        parts, review = evaluate.tested_classes(dataset, settings), review_below
     dataset.show_notes()
-    counts = settings["class_counts"] + [0] * len(dataset.classnames)       # of novel classes 0
+    K = len(dataset.classnames)
+    parts = {dataset.name: list(range(K))}
+    counts = settings["class_counts"] + [0] * K                             # of novel classes 0
+    if args.target:
+        of_name = dict(zip(settings["trained_classes"], counts, strict=False))
+        counts = [of_name.get(name, 0) for name in dataset.classnames]
+    elif not args.photos:
+        parts = evaluate.tested_classes(dataset, settings)
     frozen = evaluate.FrozenFeatures(dataset, args.run.parent / "features")
     folder, found = args.run / "evaluation", {}
     for part, labels in parts.items():
@@ -389,7 +399,7 @@ def run(args):
                              for name, other, images in found[part]["confusions"])
         for name, words in [*rows_of(found[part]), ("most confused", confused)]:
             print(f"{name:18} {words}")
-    which = f"-{dataset.name}" * bool(args.photos)      # beside the run's own page
+    which = f"-{dataset.name}" * bool(args.photos or args.target)   # beside the run's own
     page = args.out or folder / f"report{which}.html"
     data.write(page, page_of(args.run, settings, dataset, found))
     print(f"per-class recall, predictions and confusion: {folder}\nreport: {page}")
@@ -400,9 +410,11 @@ def main(argv=None):
     add = p.add_argument
     add("run", type=Path, help="folder that train.py made")
     add("--out", type=Path, metavar="FILE.html", help="the page (evaluation/report.html in the "
-                                                      "run's folder; of photos report-all-of-...)")
-    add("--photos", type=Path, metavar="FOLDER", help="all pictures of a folder, with a sub-folder "
-                                                      "for each class (the run's test images)")
+                                                      "run's folder; of others report-NAME)")
+    other = p.add_mutually_exclusive_group().add_argument
+    other("--photos", type=Path, metavar="FOLDER",
+          help="all pictures of a folder, with a sub-folder for each class (the run's test images)")
+    other("--target", metavar="DATASET", help="another dataset, all its classes")
     evaluate.add_machine_options(add, data_root=None)
     return data.run_script(lambda: run(p.parse_args(argv)),
                            "interrupted; run it again for the rest")

@@ -158,6 +158,20 @@ def test_report_is_one_page_that_needs_nothing(trained, at, archive):
         assert f'<meter max="100" value="{recall:.1f}"></meter> tuned' in text
 
 
+def test_report_on_another_dataset(trained, at):
+    """What trained is told by the class's name; the file is that of evaluate.py's other task."""
+    write_classes(at / "barn", {"bee": 5, "owl": 5})
+    done(trained / "coop", "--target", "barn", main=report.main)
+    rows = read(trained / "coop/evaluation/barn/per_class.csv")
+    assert [list(row.values())[:2] for row in rows] == [["bee", "2"], ["owl", "0"]]
+    assert "bee" in parsed(trained / "coop/evaluation/report-barn.html")[0]
+    done(trained / "coop", "--task", "cross-dataset", "--targets", "barn", main=evaluate.main)
+    found = told(trained / "coop/evaluation/cross-dataset.json")["results"]["barn"]
+    rows = read(trained / "coop/evaluation/barn/predictions.csv")
+    right = sum(row["class"] == row["predicted"] for row in rows)
+    assert found["accuracy"] == 100 * right / len(rows) and found["test_images"] == len(rows)
+
+
 def test_where_a_photo_was_taken_is_not_in_the_page(at):
     exif = Image.Exif()
     exif[0x010E] = "secret"                                             # the image's description
