@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import evaluate
 import losses
+import prompts
 import train
 from assets import geometry, history
 from assets import laboratory_page as page
@@ -230,6 +231,19 @@ def zero_shot_facts():
             "others": found["base"]["cosine, image and other texts"],
             **{part: numbers["accuracy, %"] for part, numbers in found.items()},
             **{f"chance {part}": 100 / numbers["classes"] for part, numbers in found.items()}}
+
+
+def gradient_share(learner):
+    """How much of L_LC's pull on the learned tensors is about what all texts share, in [0, 1].
+
+    Mean L_LC = Delta_LCD^2 + Var: the length of the first term's gradient over the sum of both.
+    """
+    learned = list(prompts.trainable(learner).values())
+    lengths = []
+    for part in losses.lc_parts(learner.text_features()):
+        gradients = torch.autograd.grad(part, learned, retain_graph=True, allow_unused=True)
+        lengths.append(torch.cat([d.flatten() for d in gradients if d is not None]).norm().item())
+    return lengths[0] / sum(lengths)
 
 
 def best_shared_part(z_k):

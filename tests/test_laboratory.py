@@ -1,4 +1,5 @@
 """The laboratory (assets/): its runs, its statistics, and every figure that its page quotes."""
+import itertools
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from small_runs import done, files, read, refused
 
 import clip_model
 import data
+import prompts
 import train
 from assets import free_features, geometry, laboratory, real_features, report
 from assets import laboratory_page as page
@@ -124,6 +126,32 @@ def test_derived_measures_by_hand():
         "lead": 15, "cos_gap": pytest.approx(.2), "lcd": .6, "mid": .7, "net_many_first": -1,
         "net_many_last": -4, "net_few_first": -1, "net_few_last": -5, "label_spaces": 2,
         "styles": 5.5}
+
+
+def test_gradient_share_by_finite_differences():
+    """Texts that are learned themselves; both parts of L_LC by loops over pairs."""
+    learner = torch.nn.Module()
+    learner.g = torch.nn.Parameter(torch.tensor([[1., .2], [.5, .9], [-.3, .8]]).double())
+    learner.text_features = lambda: learner.g
+
+    def parts(flat):
+        rows = [flat[:2], flat[2:4], flat[4:]]
+        cosines = [sum(a * b for a, b in zip(rows[i], rows[j], strict=True))
+                   for i, j in itertools.permutations(range(3), 2)]
+        mean = sum(cosines) / 6
+        return (mean + 1 / 2) ** 2, sum((c - mean) ** 2 for c in cosines) / 6
+
+    step = 1e-6
+    flat = learner.g.flatten().tolist()
+    squares = [0.0, 0.0]
+    for i in range(6):
+        up, down = (parts([v + sign * step * (i == j) for j, v in enumerate(flat)])
+                    for sign in (1, -1))
+        squares = [s + ((u - d) / (2 * step)) ** 2
+                   for s, u, d in zip(squares, up, down, strict=True)]
+    shared, unequal = map(math.sqrt, squares)
+    share = shared / (shared + unequal)
+    assert laboratory.gradient_share(learner) == pytest.approx(share, rel=1e-5)
 
 
 def test_criteria_by_hand():
@@ -406,16 +434,15 @@ def quoted(found, facts):
     net = found.values("net_few_last", LONG)
     zero, = found.runs(ZERO).values()
 
-    def share_of_the_first(column):
-        shared, unequal = (float(row[column]) for what, row in real_figures.items()
-                           if what.startswith("mean L_LC"))
-        return f"{100 * shared / (shared + unequal):.1f}"
-
     def real(model, measure, *weights):
         return page.real_change(model, measure, [(0.01, *weights)], [(0.01, "0", "0")]).quoted()
 
     met = laboratory.CRITERIA.read_text(encoding="utf-8")
     real_figures = {row["what"]: row for row in read(geometry.CSV)}
+    first, unequal = (float(row["world"]) for what, row in real_figures.items()
+                      if what.startswith("mean L_LC"))
+    share_of_the_first = f"{100 * first / (first + unequal):.1f}"
+    shares = list(shares_at_the_start())
     n_real, clip_loss = real_figures["classes"]["file"], real_figures["L_CLIP"]
     h5 = found.paired(H, NPT, {}, comparisons=page.HYPOTHESES)
     t = page.evaluate.student_t(39, 1 - 0.05 / 6)
@@ -431,8 +458,9 @@ def quoted(found, facts):
          (p(1, H, with_npt, LONG, {**EVEN_LONG, **NPT}, EVEN_LONG),)),
         ("Here {} in zero-shot CLIP, {} after MaPLe",
          (f"{zero['delta_lcd']:.2f}", f"{found.mean('delta_lcd', LONG):.2f}")),
-        ("In zero-shot CLIP the first is {} % of it here, {} % in ViT-B/32:",
-         (share_of_the_first("world"), share_of_the_first("file"))),
+        ("In zero-shot CLIP the first is {} % of it here, and {} to {} % of both gradients' lengths "
+         "on MaPLe's learned vectors at the start (8 seeds):",
+         (share_of_the_first, *(f"{100 * of(shares):.0f}" for of in (min, max)))),
         ("Delta_LCD ends at {}, and angles let out are less equal: Var {}.",
          (f"{found.mean('delta_lcd', strong_lc):.2f}", p(3, "lc_unequal", strong_lc, LONG))),
         ("At {} that is {} % of the squared length, as if lambda were {}.",
@@ -467,7 +495,6 @@ def quoted(found, facts):
          "too, and {} has the highest H.", (met.count("NOT MET   5"), page.OWN["epochs"],
                                             met.count("\nmet      10"), page.OWN["lr"])),
         ("*own setting*: the tiny CLIP's {} at {},", (page.OWN["epochs"], page.OWN["lr"])),
-        ("but for MaPLe's {} epochs", (page.OWN["epochs"],)),
         ("5 epochs (frozen) and {} (own);", (page.OWN["epochs"],)),
         ("(`test_best_shared_part_by_search`), {} here.", (f"{facts['delta_star']:.2f}",)),
         ("at most {} images, \"many\" with {} or more;", (report.FEW, report.MANY)),
@@ -476,6 +503,15 @@ def quoted(found, facts):
          (real("map", "H", "0", "mean"), real("free", "few", "0", "mean"),
           real("map", "H", "mean", "0"), real("free", "few", "mean", "0"))),
     ]
+
+
+def shares_at_the_start():
+    clip, dataset = clip_model.load("tiny"), data.load("world")
+    names = [dataset.classnames[k] for k in data.halves(24)[0]]
+    for seed in range(1, 9):
+        torch.manual_seed(seed)
+        learner = prompts.build("maple", clip, names, n_ctx=2, ctx_init="a photo of a")
+        yield laboratory.gradient_share(learner)
 
 
 def prose(text):
