@@ -52,8 +52,6 @@ COLLAPSE = {                    # Definitions 2 and 3, L_LC's two parts, Sec. 3.
     "lc_unequal": "unequal angles", "feature_collapse": "collapse: feature",
     "prototype_collapse": "prototype", "classifier_collapse": "classifier"}
 PLACES = ("data_root", "device")        # settings that may differ when a run goes on
-FEWS = {"cpu": 1}               # CoCoOp's texts at a time, in 2,000: a CPU is no faster with more,
-FEWS_GPU = 8                    # a GPU would wait for the launches of small ones
 Z = 1.959964                    # of the normal distribution, 95 % lie within -Z and Z
 
 
@@ -80,6 +78,17 @@ def image_features(learner, dataset, items, show=None):
     return torch.cat(z), torch.cat(y)
 
 
+def images_at_a_time(learner):
+    """Scored at once: 100; of CoCoOp, which has K texts for each, such that 2,000 texts are made.
+
+    CUDA makes 16,000, not to wait for the launches of small ones; that gain is not measured.
+    """
+    if not learner.per_image:
+        return 100
+    few = max(1, min(100, 2000 // len(learner.classnames)))
+    return few * {"cuda": 8}.get(learner.clip.logit_scale.device.type, 1)
+
+
 def text_measures(g):
     """OF_TEXTS of text features g (K, d) or (B, K, d), (4,); 0 for one class, which has no mu."""
     if g.shape[-2] < 2:
@@ -88,7 +97,7 @@ def text_measures(g):
 
 
 @torch.no_grad()
-def measure(learner, z, y, batch_size=100):
+def measure(learner, z, y, batch_size=None):
     """The learner on image features z (N, d) with labels y (N,) among its classes.
 
     -> {"accuracy" and "mean_recall" (over classes) in per cent, OF_TEXTS, "delta_mid", the three
@@ -98,10 +107,8 @@ def measure(learner, z, y, batch_size=100):
     belong to images: measures of texts are then averages over images, collapses use the mean text.
     """
     K, lam = len(learner.classnames), learner.clip.temperature
-    if learner.per_image:                               # B x K texts at a time
-        few = max(1, min(batch_size, 2000 // K))
-        batch_size, mean_g = few * FEWS.get(z.device.type, FEWS_GPU), 0
-    else:
+    batch_size, mean_g = batch_size or images_at_a_time(learner), 0
+    if not learner.per_image:
         g = mean_g = learner.text_features()
         of_texts = text_measures(g)
     sums, probabilities = [], []

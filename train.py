@@ -13,8 +13,8 @@ result.json, written last. The same command goes on where it was killed, and tra
 finished.
 
 A run on a CPU comes out the same to the bit, whatever the number of workers and however often it
-was killed, on one machine and with one number of threads. On a GPU the sums of some backward passes
-come in any order: there runs of one seed agree to rounding.
+was killed, on one machine and with one number of threads (in a grid of the embedded world 1). On a
+GPU the sums of some backward passes come in any order: there runs of one seed agree to rounding.
 
 From top to bottom: the whole job, Eq. (7) and SGD, what is kept of a step, what a run is, its
 folder, grids, what is said, the command line.
@@ -38,7 +38,7 @@ import time
 import warnings
 from pathlib import Path
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):             # a spawned process has the second
     signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C until run_script takes it over
 
 import torch
@@ -608,13 +608,12 @@ def run_grid(plan, root):
                          "them one by one")
     for args in plan:
         args.out = root / args.name
-    helpers = start_helpers(plan)
-    failed, busy = run_all(rotated(plan, rank, ranks), rank > 0)
-    for helper in helpers:
-        helper.join()
-    if helpers:                                         # what they could not do fails here, too
-        failed_too, busy = run_all(busy)
-        failed |= failed_too
+    with helped(plan) as helpers:
+        failed, busy = run_all(rotated(plan, rank, ranks), f"grid {root}", rank > 0)
+        for helper in helpers:
+            helper.join()
+        if helpers:                     # by now they may have done what failed or was busy then
+            failed, busy = run_all([args for args in plan if args in busy or args.name in failed])
     reasons = {data.one_line(error) for error in failed.values()}
     if len(failed) == len(plan) and len(reasons) == 1:                  # one that is of them all
         raise ValueError(reasons.pop())
@@ -629,10 +628,10 @@ def run_grid(plan, root):
     return int(bool(failed) and ranks == 1)     # torchrun would stop the ranks that still work
 
 
-def run_all(plan, quiet=True):
+def run_all(plan, title=None, quiet=True):
     """-> {name of a run: why it failed}, and the runs that another process works on."""
     failed, busy = {}, []
-    for args in tqdm(plan, desc="grid", unit="run", disable=quiet):
+    for args in tqdm(plan, desc=title, unit="run", disable=quiet):
         try:
             run_quietly(args)
         except Finished:
@@ -658,21 +657,26 @@ def rotated(plan, i, n):
     return plan[first:] + plan[:first]
 
 
-def start_helpers(plan):
-    """Processes that share a grid of the embedded world's on a CPU: one thread, and one process,
-    to a core. The tiny CLIP's steps are too small for a second thread to make them faster."""
+@contextlib.contextmanager
+def helped(plan):
+    """With processes that share a grid of the embedded world's on a CPU; one to a core, and each,
+    this one too, with one thread. The tiny CLIP's steps are no faster with a second."""
     tiny = all(args.dataset in data.world.DATASETS and args.backbone in (None, "tiny")
                for args in plan)
     _, ranks = place_among_ranks()
     if not tiny or ranks > 1 or clip_model.pick_device(plan[0].device).type != "cpu":
-        return []
-    n = min(torch.get_num_threads(), len(plan), MOST_PROCESSES)
-    torch.set_num_threads(1)
-    helpers = [multiprocessing.Process(target=help_with, args=(rotated(plan, i, n),), daemon=True)
+        yield []
+        return
+    left = [args for args in plan if not (args.out / "result.json").is_file()]
+    threads = torch.get_num_threads()
+    n = min(threads, len(left), MOST_PROCESSES)
+    helpers = [multiprocessing.Process(target=help_with, args=(rotated(left, i, n),), daemon=True)
                for i in range(1, n)]
+    torch.set_num_threads(1)
     for helper in helpers:
         helper.start()
-    return helpers
+    yield helpers
+    torch.set_num_threads(threads)
 
 
 def help_with(plan):

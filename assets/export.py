@@ -39,8 +39,8 @@ def image_and_text_features(learner, dataset, labels, frozen, show=None):
     z, y = frozen.of(learner, labels, show)
     if not learner.per_image:
         return z, y, learner.text_features()
-    few = max(1, 2000 // len(labels))                                   # B x K texts at a time
-    return z, y, sum(learner.text_features(z_b).sum(dim=0) for z_b in z.split(few)) / len(z)
+    parts = z.split(evaluate.images_at_a_time(learner))
+    return z, y, sum(learner.text_features(z_b).sum(dim=0) for z_b in parts) / len(z)
 
 
 @torch.no_grad()
@@ -84,6 +84,8 @@ def export_features(path, learner, settings, dataset, parts, frozen):
 def run(args):
     if args.features and args.classnames:
         raise ValueError("--classnames goes with --texts; a dataset has its own class names")
+    if args.texts and args.data_root:
+        raise ValueError("--data-root goes with --features: texts need no dataset")
     out = args.texts or args.features
     data.check_output("--texts" if args.texts else "--features", out, [".npz"])
     names = predict.read_classnames(args.classnames) if args.classnames else None

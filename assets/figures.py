@@ -102,10 +102,10 @@ def choose(runs):
     return {panel: best.get(panel) for panel in PANELS}
 
 
-def gather(panel, run):
+def gather(panel, run, data_root=None):
     """The Panel of a run, as in the paper of the novel classes where there are such."""
     learner, settings = evaluate.load_run(run["folder"])
-    dataset = evaluate.load_dataset(run["folder"], settings, None)
+    dataset = evaluate.load_dataset(run["folder"], settings, data_root)
     part, labels = list(evaluate.tested_classes(dataset, settings).items())[-1]
     n = settings["class_counts"]
     steps = settings["epochs"] * data.steps(sum(n), settings["batch_size"])
@@ -273,7 +273,7 @@ def class_looks(names):
 def figure_1(args):
     """Two planes with texts as arrows and images as points, and two matrices of their cosines."""
     chosen = choose(read_runs(args.runs))
-    panels = [run and gather(panel, run) for panel, run in chosen.items()]
+    panels = [run and gather(panel, run, args.data_root) for panel, run in chosen.items()]
     names, of = panels[0].names, chosen[PANELS[0]]
     learner, dataset = tables.row_label((of["row"][1], "off")), Path(of["dataset"]).name
     if any(panel.names != names for panel in panels if panel):
@@ -494,6 +494,7 @@ def parse(argv=None):
                                                       "them")
     p.add_argument("--out", type=Path, required=True, metavar="FILE",
                    help=f"{', '.join(UNDATED)} by its ending")
+    p.add_argument("--data-root", help="of figure 1: where the pictures lie now (where they lay)")
     return p.parse_args(argv)
 
 

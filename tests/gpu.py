@@ -153,34 +153,39 @@ def grid(folder, device, tau, tested):
         code = train.main([str(word) for word in words])
     if code:
         print(said.getvalue()[-2000:])
+        verdict(False, "a grid on EuroSAT's form")
+        return
     columns = {"run": "whole", "until graphed": "before the first step", "graphed": "capture"}
     columns |= {name: name for name in ("load", "check_pictures", "build", "train",
                                         "measure_parts", "measure")}
     print(evaluate.table([("run", *columns.values()), *(
         (i, *(found.get(name, 0.0) for name in columns)) for i, found in enumerate(runs, 1))]))
     second = runs[1]["until graphed"]
-    verdict(code == 0 and (second < 1 or device == "cpu"), f"the second of {len(runs)} runs takes "
-            f"its first step after {second:.2f} s; goal 1 on a GPU")
+    verdict(second < 1 or device == "cpu", f"the second of {len(runs)} runs takes its first step "
+            f"after {second:.2f} s; goal 1 on a GPU")
     estimate.TESTS["eurosat"] = 10 * tested
     plan = list(itertools.product(("cocoop", "maple"), (False, True), map(float, tau)))
     try:
-        fit(plan, runs, estimate.Machine(gpu=device == "cuda"))
+        expected = expected_of(plan, estimate.Machine(gpu=device == "cuda"))
     except KeyError as part:
         print(f"not run   the estimate: python tests/benchmark.py first, it lacks {part}")
+        return
+    for (method, _, t), seconds, found in list(zip(plan, expected, runs, strict=True))[1:]:
+        print(f"          {method}, tau = {t:g}: {found['run']:.1f} s, estimated {seconds:.1f}")
+    # the first run makes what all share
+    whole, took = sum(expected[1:]), sum(found["run"] for found in runs[1:])
+    verdict(2 / 3 < whole / took < 4 / 3,
+            f"assets/estimate.py: {whole:.0f} s for {len(runs) - 1} runs that took {took:.0f}")
 
 
-def fit(plan, runs, machine):
-    """assets/estimate.py against the clock, without the first run, which makes what all share."""
-    expected = []
+def expected_of(plan, machine):
+    """What assets/estimate.py says of each run's seconds."""
+    found = []
     for method, _, tau in plan:
         n = sum(min(10, count) for count in data.class_counts(5, tau=tau))
         parts = estimate.run_of(method, machine, "eurosat", 5, 5 * data.steps(n, 4))
-        expected.append(sum(parts))
-    for (method, _, tau), seconds, found in list(zip(plan, expected, runs, strict=True))[1:]:
-        print(f"          {method}, tau = {tau:g}: {found['run']:.1f} s, estimated {seconds:.1f}")
-    took = sum(found["run"] for found in runs[1:])
-    verdict(2 / 3 < sum(expected[1:]) / took < 4 / 3, f"assets/estimate.py: {sum(expected[1:]):.0f}"
-            f" s for {len(runs) - 1} runs that took {took:.0f}")
+        found.append(sum(parts))
+    return found
 
 
 def main():

@@ -458,8 +458,8 @@ def quoted(found, facts):
          (p(1, H, with_npt, LONG, {**EVEN_LONG, **NPT}, EVEN_LONG),)),
         ("Here {} in zero-shot CLIP, {} after MaPLe",
          (f"{zero['delta_lcd']:.2f}", f"{found.mean('delta_lcd', LONG):.2f}")),
-        ("In zero-shot CLIP the first is {} % of it here, and {} to {} % of both gradients' lengths "
-         "on MaPLe's learned vectors at the start (8 seeds):",
+        ("In zero-shot CLIP the first is {} % of it here, and {} to {} % of both gradients' "
+         "lengths on MaPLe's learned vectors at the start (8 seeds):",
          (share_of_the_first, *(f"{100 * of(shares):.0f}" for of in (min, max)))),
         ("Delta_LCD ends at {}, and angles let out are less equal: Var {}.",
          (f"{found.mean('delta_lcd', strong_lc):.2f}", p(3, "lc_unequal", strong_lc, LONG))),

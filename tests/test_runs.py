@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,8 @@ def forked(job, *words, **more):
 def exit_code(child):
     """Of a child process, when it ends; below 0 it is the signal that killed it."""
     child.join(100)
+    if child.is_alive():                                # it hangs
+        child.kill()
     return child.exitcode
 
 
@@ -307,39 +310,89 @@ def test_a_run_that_another_process_ends_just_now_keeps_no_lock(at, undisturbed,
     assert run_files("run") == undisturbed
 
 
+SHARED = [*WORLD, "--epochs", "1", "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
+
+
+def share(out, threads=1, **ranks):
+    """Of a grid, in a process of its own; it notes its number, and what it said."""
+    os.environ |= ranks
+    torch.set_num_threads(threads)
+    Path("parent").write_text(str(os.getpid()))
+    code, _, err = call(train.main, *SHARED, out)
+    Path("said").write_text(err)
+    assert torch.get_num_threads() == threads
+    sys.exit(code)
+
+
+@pytest.fixture
+def helper_waits(at, monkeypatch):
+    """A helper's first run waits until the parent has done all the others; `raises` says of which
+    of the two processes it fails in."""
+    real, raises = train.train, []
+
+    def training(learner, dataset, items, settings, *more):
+        helper = Path("parent").read_text() != str(os.getpid())
+        Path(f"{'helper' if helper else 'parent'}-{settings.tau}-{settings.seed}").touch()
+        if (settings.tau, settings.seed) == (0.05, 1):
+            while helper and len(list(Path("helpers").glob("*/result.json"))) < 3:
+                time.sleep(0.05)
+            if helper in raises:
+                raise OSError("no room for it")
+        assert not helper or torch.get_num_threads() == 1
+        return real(learner, dataset, items, settings, *more)
+    monkeypatch.setattr(train, "train", training)
+    return raises
+
+
 @SIGNALS
-def test_processes_share_a_grid(at, monkeypatch):
-    """torchrun's ranks, which know their number, and helpers on the little world.
-
-    These have one thread, and are as many as torch takes threads; what fails in one fails by name.
-    """
-    words = [*WORLD, "--epochs", "1", "--tau", "1", "0.05", "--seed", "1", "2", "--out"]
-    done(*words, "alone")
-    run = train.run
-
-    def noted(args):
-        run(args)
-        Path(f"{args.out.parent}-by-{os.getpid()}").touch()
-    monkeypatch.setattr(train, "run", noted)
-
-    def shared(out, threads=1, **ranks):
-        os.environ |= ranks
-        torch.set_num_threads(threads)
-        code, _, err = call(train.main, *words, out)
-        Path("said").write_text(err)
-        sys.exit(code)
-    children = [forked(shared, "ranks", RANK=n, LOCAL_RANK=n, WORLD_SIZE="2") for n in "01"]
+def test_ranks_share_a_grid(at):
+    """As torchrun has them: a rank is a process that knows its number."""
+    done(*SHARED, "alone")
+    children = [forked(share, "ranks", RANK=n, LOCAL_RANK=n, WORLD_SIZE="2") for n in "01"]
     assert [exit_code(child) for child in children] == [0, 0]
-    taken = Path("helpers", train.parse([*words, "helpers"])[0].name)
-    write_classes(taken, {"foreign": 1})
-    assert exit_code(forked(shared, "helpers", 2)) == 1 and len(list(at.glob("helpers-by-*"))) == 2
-    assert Path("said").read_text().count("it holds files") == 1
-    shutil.rmtree(taken)
-    assert exit_code(forked(shared, "helpers", 2)) == 0
-    assert files("ranks") == files("helpers") == files("alone")
+    assert files("ranks") == files("alone")
     for content in ("[1]", "{}", "{"):                              # of a grid's run that is there
         next(Path("ranks").glob("*/result.json")).write_text(content)
-        assert "result.json: expected a" in refused(*words, "ranks")
+        assert "result.json: expected a" in refused(*SHARED, "ranks")
+
+
+@SIGNALS
+@pytest.mark.parametrize("fails_in, code", [([], 0), ([True], 0), ([True, False], 1)])
+def test_helpers_share_a_grid_of_the_little_world(at, helper_waits, fails_in, code):
+    """What a helper worked on or failed at is looked at again: it is done, or fails by name."""
+    helper_waits += fails_in
+    assert exit_code(forked(share, "helpers", 2)) == code
+    assert sorted(p.name for p in at.glob("*-*.*-1")) == sorted(
+        ["parent-1.0-1", "helper-0.05-1"] + ["parent-0.05-1"] * bool(fails_in))
+    said = Path("said").read_text()
+    assert said.count("no room for it") == code
+    if code == 0:
+        helper_waits.clear()
+        done(*SHARED, "alone")
+        assert files("helpers") == files("alone")
+
+
+@SIGNALS
+def test_a_helper_ends_with_its_parent(at, helper_waits, monkeypatch):
+    """After the run that it works on: the last of the grid is begun by nobody."""
+    waiting = train.train
+
+    def training(learner, dataset, items, settings, *more):
+        if Path("parent").read_text() == str(os.getpid()):
+            while not Path("helper-0.05-1").exists():
+                time.sleep(0.05)
+            for n in range(3):                                      # what the helper waits for
+                write_classes(Path("helpers", str(n)), {})
+                Path("helpers", str(n)).mkdir()
+                Path("helpers", str(n), "result.json").touch()
+            kill()
+        return waiting(learner, dataset, items, settings, *more)
+    monkeypatch.setattr(train, "train", training)
+    assert exit_code(forked(share, "helpers", 2)) == -signal.SIGKILL
+    lock = FileLock(next(Path("helpers").glob("*tau0.05-seed1*")) / ".lock")
+    with lock.acquire(timeout=60):                                  # its run is at its end
+        time.sleep(0.5)
+    assert not list(at.glob("helper-*-2"))
 
 
 # Grids -----------------------------------------------------------------------------------------
