@@ -103,6 +103,7 @@ def test_own_folder_trained_on_all_is_evaluated_on_all(own):
     assert not {row["picture"] for row in read("run/drawn.csv")} & {name for name, *_ in test}
     assert numbers["accuracy"] == pytest.approx(kept["all"], abs=1e-4)
     assert numbers["zeroshot"] == pytest.approx(kept["zeroshot"]["all"], abs=1e-4)
+    assert numbers["mean_recall"] == kept["mean_recall"] == round(numbers["mean_recall"], 6)
     first = files(own / "run" / "evaluation")
     evaluated("run")
     assert files(own / "run" / "evaluation") == first and not list(own.rglob("*.part"))

@@ -45,6 +45,7 @@ def run(folder, dataset="dtd", method="maple", variant="off", tau=0.01, seed=1, 
 def cells(number, *folders, tau="0.01"):
     """{(kind, row, column): [mean, spread, n, printed, difference, marks]} of a tau; the notes."""
     rows = [*csv.reader(done(number, *folders, "--format", "csv", main=tables.main).splitlines())]
+    assert {len(row) for row in rows} == {len(rows[0])}
     shown = {(kind, row, column): values for kind, _, of, row, column, *values in rows if of == tau}
     return shown, [row[-1] for row in rows if row[0] == "note"]
 

@@ -156,6 +156,8 @@ def test_report_is_one_page_that_needs_nothing(trained, at, archive):
             str(n), "few" if n == 2 else "medium", str(len(mine)), f"{recall:.2f}"]
         assert f"{n} trained, {len(mine)} tested: {recall:.0f} (zero-shot " in said
         assert f'<meter max="100" value="{recall:.1f}"></meter> tuned' in text
+    shown = re.findall(r"(\d+) trained, \d+ tested", said)
+    assert shown == sorted(shown, reverse=True) == ["7", "7", "4", "2"]         # frequent first
 
 
 def test_report_on_another_dataset(trained, at):
@@ -297,6 +299,21 @@ def test_features_give_the_runs_own_numbers(at, archive):
         y, cosines = saved["y"][rows] - first, saved["z"][rows] @ saved["g"][first:first + 2].T
         assert 100 * (cosines.argmax(axis=1) == y).mean() == pytest.approx(result[part], abs=1e-4)
         assert cosines[range(len(y)), y].mean() - 1 == pytest.approx(result[mid], abs=1e-4)
+    done("run", main=report.main)
+    both = parsed("run/evaluation/report.html")[0].split("<th>harmonic mean</th><td>")[1]
+    base, novel = result["base"], result["novel"]
+    assert both.startswith(f"{2 * base * novel / (base + novel or 1):.2f} % of base and novel")
+
+
+def test_cocoops_texts_are_averaged_over_images(trained):
+    """Image by image: each has texts of its own."""
+    learner, settings = evaluate.load_run(trained / "cocoop")
+    dataset = evaluate.load_dataset(trained / "cocoop", settings, None)
+    frozen = evaluate.FrozenFeatures(dataset)
+    z, _, g = export.image_and_text_features(learner, dataset, list(range(4)), frozen)
+    mean = torch.stack([learner.text_features(z_n[None])[0] for z_n in z]).mean(dim=0)
+    assert len(z) == 13
+    torch.testing.assert_close(g, mean.detach(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("tool, run, words, line", [
