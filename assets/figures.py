@@ -374,8 +374,10 @@ def figure_2(args):
         "Zero-shot CLIP is in neither.", remarks(runs))
     for ax, (part, delta) in zip(figure.subplots(2, 2).flat,
                                  product(PREFIX, ("delta_lcd", "delta_mid")), strict=True):
-        found = {cell: [*content["values"].values()] for cell, content in cells(
-            runs, lambda run, part=part, delta=delta: pair(run["result"], part, delta)).items()}
+        def pair_of(run, part=part, delta=delta):
+            return pair(run["result"], part, delta)
+        found = {cell: [*content["values"].values()]
+                 for cell, content in cells(runs, pair_of).items()}
         for (_, method, tau, variant, *_), pairs in found.items():
             ax.plot(*zip(*pairs, strict=True), **looks[tau, method, variant], alpha=0.8)
         plain = dict.fromkeys(pair(run["result"]["zeroshot"], part, delta) for run in runs)

@@ -67,7 +67,12 @@ def run():
 
 def main(argv=None):
     p = data.Parser(description=__doc__.splitlines()[0])
-    return data.run_script(lambda: (p.parse_args(argv), run())[1])
+
+    def job():
+        p.parse_args(argv)
+        run()
+
+    return data.run_script(job)
 
 
 if __name__ == "__main__":

@@ -71,9 +71,9 @@ def run(args):
     frozen, K = evaluate.FrozenFeatures(dataset, args.run.parent / "features"), len(labels)
     zeroshot = prompts.build("zeroshot", learner.clip, learner.classnames,
                              ctx_init=dataset.template)
-    (z, y), (tests, truth) = ((z.cpu().double(), y.cpu()) for z, y in (
-        evaluate.image_features(zeroshot, dataset, items, "training images"),
-        frozen.of(zeroshot, labels)))
+    z, y = evaluate.image_features(zeroshot, dataset, items, "training images")
+    tests, truth = frozen.of(zeroshot, labels)
+    z, tests, y, truth = z.cpu().double(), tests.cpu().double(), y.cpu(), truth.cpu()
     C = choose_strength(z, y, K)
     W, b = linear_probe(z, y, K, C)
     found = {"zero-shot": evaluate.score(zeroshot, dataset, labels, frozen)[1].argmax(dim=1),

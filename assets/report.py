@@ -337,11 +337,8 @@ def photos(args, settings):
     if not folder.is_dir():
         raise FileNotFoundError(f"--photos {folder}: no such folder; expected one with a "
                                 "sub-folder of pictures for each class")
-    label_of, split = {name: k for k, name in enumerate(names)}, args.run / "split.json"
-    for name, label in data.read_split(split)[1]["train"] if split.is_file() else ():
-        top, *below = data.one_spelling(name).split("/")[:-1] or [""]
-        if label < len(names):
-            label_of[below[0] if top == "train" and below else top] = label
+    label_of = {name: k for k, name in enumerate(names)}
+    label_of |= {key: k for key, k in trained_folders(args.run).items() if k < len(names)}
     _, found = data.read_folders(folder, notes)
     unknown = sorted({key for items in found.values() for _, key in items} - label_of.keys())
     if unknown:
@@ -358,9 +355,26 @@ def photos(args, settings):
     sums = {clip_model.file_sha256(path) for path in trained if path.is_file()}
     twins = [name for name, _ in items if dataset.sha256(name) in sums]
     if twins:
-        notes.append(f"{len(twins)} of these photos trained the run, byte for byte, first "
-                     f"{twins[0]}: take them out, what trained is no test")
+        print(f"warning: {len(twins)} of these photos trained the run, byte for byte, first "
+              f"{twins[0]}: take them out, what trained is no test")
     return dataset
+
+
+def trained_folders(run):
+    """{class folder: label} of the folder that a run was trained on, none where it was no folder.
+
+    They differ from the classes' names where these came from a file.
+    """
+    found, split = {}, run / "split.json"
+    if not split.is_file():
+        return found
+    _, parts = data.read_split(split)
+    for name, label in parts["train"]:
+        top, *below = data.one_spelling(name).split("/")[:-1] or [""]
+        if top == "train" and below:
+            top = below[0]
+        found[top] = label
+    return found
 
 
 def run(args):
