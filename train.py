@@ -369,8 +369,8 @@ def fill_in(args, dataset, clip, backbone, weights_sha256):
     """What was asked for -> settings, all that a run is, and its training items, Sec. 5.
 
     Every default that depends on method, dataset or CLIP is filled in here, but for the backbone
-    itself, the sum over one's own pictures (run) and a folder's own counts (parse); nothing changes
-    it afterwards. prompts.pt and run.json hold the settings, result.json a part.
+    itself, the sum over one's own pictures (prepare) and a folder's own counts (parse); nothing
+    changes it afterwards. prompts.pt and run.json hold the settings, result.json a part.
     """
     if dataset.test_only and args.method != "zeroshot":
         raise ValueError(f"{dataset.name} is a test set: train on imagenet, then evaluate.py "
@@ -609,10 +609,10 @@ def run_grid(plan, root):
     for args in plan:
         args.out = root / args.name
     with helped(plan) as helpers:
-        failed, busy = run_all(rotated(plan, rank, ranks), f"grid {root}", rank > 0)
+        failed, busy = run_all(rotated(plan, rank, ranks), f"grid {root}", quiet=rank > 0)
         for helper in helpers:
             helper.join()
-        if helpers:                     # by now they may have done what failed or was busy then
+        if helpers:                     # by now they may have done what was busy or failed here
             failed, busy = run_all([args for args in plan if args in busy or args.name in failed])
     reasons = {data.one_line(error) for error in failed.values()}
     if len(failed) == len(plan) and len(reasons) == 1:                  # one that is of them all
@@ -629,7 +629,10 @@ def run_grid(plan, root):
 
 
 def run_all(plan, title=None, quiet=True):
-    """-> {name of a run: why it failed}, and the runs that another process works on."""
+    """-> {name of a run: why it failed}, and the runs that another process works on.
+
+    Any other error is a bug and ends the grid.
+    """
     failed, busy = {}, []
     for args in tqdm(plan, desc=title, unit="run", disable=quiet):
         try:
@@ -659,8 +662,9 @@ def rotated(plan, i, n):
 
 @contextlib.contextmanager
 def helped(plan):
-    """With processes that share a grid of the embedded world's on a CPU; one to a core, and each,
-    this one too, with one thread. The tiny CLIP's steps are no faster with a second."""
+    """With processes that share a grid of the embedded world's on a CPU: as many as torch would
+    take threads, each, this one too, with one, as the tiny CLIP's steps are no faster with a
+    second. They end when this one does (daemon); if it is killed, after the run they work on."""
     tiny = all(args.dataset in data.world.DATASETS and args.backbone in (None, "tiny")
                for args in plan)
     _, ranks = place_among_ranks()
@@ -675,8 +679,10 @@ def helped(plan):
     torch.set_num_threads(1)
     for helper in helpers:
         helper.start()
-    yield helpers
-    torch.set_num_threads(threads)
+    try:
+        yield helpers
+    finally:
+        torch.set_num_threads(threads)
 
 
 def help_with(plan):

@@ -95,8 +95,9 @@ hypotheses H1 to H6 and all other claims unchanged; the cells of main, long-0.01
 to 40), even, adjusted, 0.05 (1 to 12), cocoop and transfer (1 to 8) with the rate 0.0009 and twice
 their epochs: 480 steps on balanced images, 484 (long-0.01, even-long, adjusted) or 110 on 45, 150
 on 62; intervals as before, of six at once for H1 to H6 at this setting too; a claim has moved where
-its verdict's word changes; (for time, even, adjusted and 0.05 were cut to 8 seeds before they
-began, and made 12 again, as planned, once the 8 were seen)
+its verdict's word changes
+(afterwards: for time, even, adjusted and 0.05 were cut to 8 seeds before they began, and made 12
+again, as planned, once the 8 were seen; no verdict's word differs between the two)
 """
 MET = {True: "met    ", False: "NOT MET"}
 WATCHED = ("long-0.01", "own-long-0.01")                # Remark 2 over training
