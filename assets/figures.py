@@ -157,6 +157,12 @@ def pair(result, part, delta):
     return (abs(x), y) if all(isinstance(value, (int, float)) for value in (x, y)) else None
 
 
+def points(runs, part, delta):
+    """{cell: [pair of each run]}."""
+    found = cells(runs, lambda run: pair(run["result"], part, delta))
+    return {cell: list(content["values"].values()) for cell, content in found.items()}
+
+
 def within_and_between(points):
     """{cell: pairs} -> pairs less their cell's means, where it has several; means of all cells."""
     within, between = [], []
@@ -374,10 +380,7 @@ def figure_2(args):
         "Zero-shot CLIP is in neither.", remarks(runs))
     for ax, (part, delta) in zip(figure.subplots(2, 2).flat,
                                  product(PREFIX, ("delta_lcd", "delta_mid")), strict=True):
-        def pair_of(run, part=part, delta=delta):
-            return pair(run["result"], part, delta)
-        found = {cell: [*content["values"].values()]
-                 for cell, content in cells(runs, pair_of).items()}
+        found = points(runs, part, delta)
         for (_, method, tau, variant, *_), pairs in found.items():
             ax.plot(*zip(*pairs, strict=True), **looks[tau, method, variant], alpha=0.8)
         plain = dict.fromkeys(pair(run["result"]["zeroshot"], part, delta) for run in runs)

@@ -350,10 +350,7 @@ def photos(args, settings):
                                {"train": [], "val": [], "test": items},
                                f"all {len(items)} pictures of the folder", folder, notes)
     data.check_pictures(dataset, items)
-    drawn, place = args.run / "drawn.csv", Path(args.data_root or settings["dataset"])
-    trained = [place / name for name in (evaluate.read_drawn(drawn) if drawn.is_file() else ())]
-    sums = {clip_model.file_sha256(path) for path in trained if path.is_file()}
-    twins = [name for name, _ in items if dataset.sha256(name) in sums]
+    twins = seen_in_training(dataset, args, settings)
     if twins:
         print(f"warning: {len(twins)} of these photos trained the run, byte for byte, first "
               f"{twins[0]}: take them out, what trained is no test")
@@ -377,12 +374,20 @@ def trained_folders(run):
     return found
 
 
+def seen_in_training(dataset, args, settings):
+    """Pictures with the bytes of one that the run trained on, as far as those are still there."""
+    drawn, place = args.run / "drawn.csv", Path(args.data_root or settings["dataset"])
+    trained = [place / name for name in (evaluate.read_drawn(drawn) if drawn.is_file() else ())]
+    sums = {clip_model.file_sha256(path) for path in trained if path.is_file()}
+    return [name for name, _ in dataset.test if sums and dataset.sha256(name) in sums]
+
+
 def run(args):
     if args.out:
         data.check_output("--out", args.out, [".html"])
     learner, settings = evaluate.load_run(args.run, *evaluate.machine(args),
                                           backbone=args.backbone)
-    review = review_below
+    review, elsewhere = review_below, bool(args.photos or args.target)
     if args.photos:                             # how the run's own threshold does on other photos
         dataset = photos(args, settings)
         review = functools.partial(reviewed, kept_threshold(args.run, settings))
@@ -392,14 +397,14 @@ def run(args):
     else:
         dataset = evaluate.load_dataset(args.run, settings, args.data_root)
     dataset.show_notes()
-    K = len(dataset.classnames)
+    K, counts = len(dataset.classnames), settings["class_counts"]
     parts = {dataset.name: list(range(K))}
-    counts = settings["class_counts"] + [0] * K                             # of novel classes 0
-    if args.target:
-        of_name = dict(zip(settings["trained_classes"], counts, strict=False))
-        counts = [of_name.get(name, 0) for name in dataset.classnames]
-    elif not args.photos:
+    if not elsewhere:
         parts = evaluate.tested_classes(dataset, settings)
+        counts = counts + [0] * (K - len(counts))                           # of novel classes 0
+    if args.target:
+        of_name = dict(zip(settings["trained_classes"], counts, strict=True))
+        counts = [of_name.get(name, 0) for name in dataset.classnames]
     frozen = evaluate.FrozenFeatures(dataset, args.run.parent / "features")
     folder, found = args.run / "evaluation", {}
     for part, labels in parts.items():
@@ -413,7 +418,7 @@ def run(args):
                              for name, other, images in found[part]["confusions"])
         for name, words in [*rows_of(found[part]), ("most confused", confused)]:
             print(f"{name:18} {words}")
-    which = f"-{dataset.name}" * bool(args.photos or args.target)   # beside the run's own
+    which = f"-{dataset.name}" * elsewhere                    # beside the run's own page
     page = args.out or folder / f"report{which}.html"
     data.write(page, page_of(args.run, settings, dataset, found))
     print(f"per-class recall, predictions and confusion: {folder}\nreport: {page}")

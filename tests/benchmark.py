@@ -430,8 +430,9 @@ def gpu_table(at):
 
 def drawn(rows):
     """Rows of words as a table of Markdown."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "| --- " * (lines[0].count(" | ") + 1) + "|", *lines[1:]])
+    first, *others = rows
+    lines = [first, ["---"] * len(first), *others]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def bullets(*lines):
